@@ -1,0 +1,108 @@
+"""Configs are frozen dataclasses; this module overrides, compares and prints them. Layer 0."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tgcvg_jax.types import UserError
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as JSON-ready nested dicts."""
+    return dataclasses.asdict(config)
+
+
+def override(config: Any, assignments: Iterable[str]) -> Any:
+    """Applies `field.path=value` assignments.
+
+    Args:
+      config: a dataclass, possibly of dataclasses.
+      assignments: such as `policy.batch_size=64`. Values are checked against the field's type.
+
+    Returns:
+      A copy with the values replaced.
+
+    Raises:
+      UserError: unknown field, or a value of another type.
+    """
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator:
+            raise UserError(f"--set {assignment}: expected field.path=value")
+        config = _assign(config, path.strip().split("."), text.strip(), assignment)
+    return config
+
+
+def replace_nested(config: Any, values: Mapping[str, Any]) -> Any:
+    """`dataclasses.replace` that descends: {'policy': {'batch_size': 64}} keeps policy's rest."""
+    changes = {
+        name: replace_nested(getattr(config, name), value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+    }
+    return dataclasses.replace(config, **changes)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines such as `policy.batch_size: 256 -> 64` for all fields in which two dicts differ."""
+    lines = []
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += difference(a, b, f"{prefix}{name}.")
+        elif a != b:
+            lines.append(f"{prefix}{name}: {a} -> {b}")
+    return lines
+
+
+def _assign(config: Any, path: list[str], text: str, assignment: str) -> Any:
+    hints = typing.get_type_hints(type(config))
+    name, rest = path[0], path[1:]
+    if name not in hints:
+        names = ", ".join(sorted(hints))
+        raise UserError(f"--set {assignment}: no field {name!r}; there are {names}")
+    current = getattr(config, name)
+    if rest:
+        if not dataclasses.is_dataclass(current):
+            raise UserError(f"--set {assignment}: {name!r} has no fields of its own")
+        return dataclasses.replace(config, **{name: _assign(current, rest, text, assignment)})
+    if dataclasses.is_dataclass(current):
+        names = ", ".join(f.name for f in dataclasses.fields(current))
+        raise UserError(f"--set {assignment}: {name!r} is a group; name one of its fields ({names})")
+    return dataclasses.replace(config, **{name: _parse(text, hints[name], assignment)})
+
+
+def _parse(text: str, hint: Any, assignment: str) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in options and text.lower() == "none":
+        return None
+    for option in options:
+        try:
+            if option is str:
+                return text
+            if option is bool and text.lower() in ("true", "false"):
+                return text.lower() == "true"
+            if option is int:
+                return int(text.replace("_", ""))
+            if option is float:
+                return float(text)
+            if typing.get_origin(option) is tuple:
+                value = ast.literal_eval(text)
+                (item, *_) = typing.get_args(option)
+                return tuple(item(x) for x in (value if isinstance(value, tuple) else (value,)))
+            if typing.get_origin(option) is typing.Literal and text in typing.get_args(option):
+                return text
+        except (ValueError, SyntaxError, TypeError):
+            continue
+    expected = " or ".join(_name(option) for option in options)
+    raise UserError(f"--set {assignment}: {text!r} is not of type {expected}")
+
+
+def _name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint))

@@ -1,0 +1,140 @@
+"""Building, joining and cutting datasets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tgcvg_jax.types import ORIGINAL, Dataset, Task, Trajectories, Transition
+
+
+def make_dataset(
+    task: Task,
+    transition: Transition,
+    episode_end: np.ndarray,
+    *,
+    source: int | np.ndarray = ORIGINAL,
+    timestep: np.ndarray | None = None,
+    return_to_go: np.ndarray | None = None,
+) -> Dataset:
+    """A dataset from transitions in order, episode after episode.
+
+    Args:
+      task: the task.
+      transition: numpy fields [M, ...], converted to float32 on the device.
+      episode_end: [M] bool, True on the last transition of each episode. The last row always ends
+        an episode.
+      source: ORIGINAL, SYNTHETIC, or one value a row.
+      timestep: [M], where episodes do not start at step 0 (synthetic segments).
+      return_to_go: [M], where rewards after the segment count too.
+
+    Returns:
+      The dataset, on the default device.
+    """
+    size = len(episode_end)
+    end = np.array(episode_end, bool)
+    end[-1] = True
+    index = np.arange(size)
+    ends = np.flatnonzero(end)
+    last = ends[np.searchsorted(ends, index)]  # [M] index of the episode's last row
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    first = starts[np.searchsorted(ends, index)]
+    if timestep is None:
+        timestep = index - first
+    if return_to_go is None:
+        reward = np.asarray(transition.reward, np.float64)
+        total = np.cumsum(reward)
+        return_to_go = total[last] - total + reward
+    return _index(
+        task,
+        transition=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), transition),
+        timestep=timestep,
+        remaining=last - index + 1,
+        return_to_go=return_to_go,
+        source=np.broadcast_to(np.asarray(source, np.uint8), (size,)),
+    )
+
+
+def _index(task, *, transition, timestep, remaining, return_to_go, source) -> Dataset:
+    remaining = np.asarray(remaining, np.int32)
+    longest = int(remaining.max())
+    at_least = np.cumsum(np.bincount(remaining, minlength=longest + 1)[::-1])[::-1]
+    return Dataset(
+        transition=transition,
+        timestep=jnp.asarray(timestep, jnp.int32),
+        remaining=jnp.asarray(remaining),
+        return_to_go=jnp.asarray(return_to_go, jnp.float32),
+        source=jnp.asarray(source, jnp.uint8),
+        order=jnp.asarray(np.argsort(-remaining, kind="stable"), jnp.int32),
+        num_starts=jnp.asarray(at_least, jnp.int32),
+        task=task,
+    )
+
+
+def concatenate(datasets: Sequence[Dataset]) -> Dataset:
+    """The union, in order, with the first one's task. Fusing original and synthetic data is this:
+    uniform sampling from the union is the paper's random shuffling (TGCVG, section 4.3).
+    """
+    join = lambda name: jnp.concatenate([getattr(d, name) for d in datasets])  # noqa: E731
+    transition = jax.tree.map(lambda *x: jnp.concatenate(x), *[d.transition for d in datasets])
+    fields = ("timestep", "remaining", "return_to_go", "source")
+    return _index(datasets[0].task, transition=transition, **{f: join(f) for f in fields})
+
+
+def split(dataset: Dataset, size: int) -> tuple[Dataset, Dataset]:
+    """The first `size` transitions and the rest; no window of either crosses the cut."""
+    remaining = np.asarray(dataset.remaining)
+    index = np.arange(dataset.size)
+    cut = np.where(index < size, np.minimum(remaining, size - index), remaining)
+
+    def part(rows: slice) -> Dataset:
+        return _index(
+            dataset.task,
+            transition=jax.tree.map(lambda x: x[rows], dataset.transition),
+            timestep=dataset.timestep[rows],
+            remaining=cut[rows],
+            return_to_go=dataset.return_to_go[rows],
+            source=dataset.source[rows],
+        )
+
+    return part(slice(0, size)), part(slice(size, None))
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """Trajectories as consecutive rows on the host, padding removed.
+
+    Attributes:
+      transition: numpy fields [M, ...].
+      timestep: [M] int32.
+      return_to_go: [M] float32.
+      segment_end: [M] bool, True on the last row of each trajectory.
+    """
+
+    transition: Transition
+    timestep: np.ndarray
+    return_to_go: np.ndarray
+    segment_end: np.ndarray
+
+
+def flatten(trajectories: Trajectories) -> Flat:
+    """Trajectories to rows; a trajectory whose mask is empty vanishes."""
+    mask = np.asarray(trajectories.mask)
+    length = mask.sum(axis=1, keepdims=True)
+    end = np.arange(mask.shape[1]) == length - 1
+    pick = lambda x: np.asarray(x)[mask]  # noqa: E731
+    return Flat(
+        transition=jax.tree.map(pick, trajectories.transition),
+        timestep=pick(trajectories.timestep),
+        return_to_go=pick(trajectories.return_to_go),
+        segment_end=end[mask],
+    )
+
+
+def episode_returns(dataset: Dataset) -> np.ndarray:
+    """Undiscounted return of each episode, [E]."""
+    return np.asarray(dataset.return_to_go)[np.asarray(dataset.timestep) == 0]

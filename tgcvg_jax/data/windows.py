@@ -1,0 +1,62 @@
+"""Sampling transitions and windows: one gather each, on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tgcvg_jax.types import Array, Dataset, PRNGKey, Transition, UserError
+
+
+def pack(transition: Transition) -> Array:
+    """[M, ...] fields as rows [M, 2 S + A + 2], so that fetching a batch is a single gather."""
+    scalars = [transition.reward[..., None], transition.discount[..., None]]
+    vectors = [transition.observation, transition.action, transition.next_observation]
+    return jnp.concatenate([*vectors, *scalars], axis=-1)
+
+
+def unpack(rows: Array, observation_dim: int, action_dim: int) -> Transition:
+    """The inverse of `pack`, for any leading axes."""
+    s, a = observation_dim, action_dim
+    return Transition(
+        observation=rows[..., :s],
+        action=rows[..., s : s + a],
+        next_observation=rows[..., s + a : 2 * s + a],
+        reward=rows[..., -2],
+        discount=rows[..., -1],
+    )
+
+
+def num_windows(dataset: Dataset, length: int) -> int:
+    """How many windows of `length` transitions lie inside one episode. For use outside jit."""
+    return int(dataset.num_starts[length]) if length < len(dataset.num_starts) else 0
+
+
+def require_windows(dataset: Dataset, length: int, why: str) -> None:
+    """Raises a UserError unless the dataset holds at least one window of `length`."""
+    if num_windows(dataset, length) == 0:
+        longest = len(dataset.num_starts) - 1
+        raise UserError(
+            f"{dataset.task.name}: no episode has a window of {length} transitions ({why}); the "
+            f"longest episode has {longest}"
+        )
+
+
+def sample_starts(
+    key: PRNGKey, order: Array, num_starts: Array, length: Any, batch_size: int
+) -> Array:
+    """Starts [B] of windows of `length` (may be traced), uniform with replacement.
+
+    Raises:
+      Nothing: callers check once, outside jit, that there is such a window.
+    """
+    draw = jax.random.randint(key, (batch_size,), 0, num_starts[length])
+    return order[draw]
+
+
+def take_windows(tree: Any, starts: Array, length: int) -> Any:
+    """Rows starts + 0..length-1 of each leaf: [M, ...] -> [B, length, ...]."""
+    index = starts[:, None] + jnp.arange(length)
+    return jax.tree.map(lambda x: jnp.take(x, index, axis=0, mode="clip"), tree)
