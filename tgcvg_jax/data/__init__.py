@@ -1,0 +1,150 @@
+"""From a name to a dataset on the device.
+
+`resolve` turns what the user typed into a `Task`, `load` turns a task into a `Dataset`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+import gymnasium
+
+from tgcvg_jax import tasks
+from tgcvg_jax.data import d4rl, download, minari
+from tgcvg_jax.data.dataset import (
+    Flat,
+    concatenate,
+    episode_returns,
+    flatten,
+    make_dataset,
+    split,
+)
+from tgcvg_jax.data.validate import one_line
+from tgcvg_jax.types import Dataset, Source, Task, UserError
+
+__all__ = [
+    "Flat",
+    "concatenate",
+    "episode_returns",
+    "flatten",
+    "load",
+    "make_dataset",
+    "resolve",
+    "split",
+]
+
+
+def resolve(
+    name: str, *, data_dir: str | Path | None = None, dataset: str | Path | None = None
+) -> Task:
+    """The task of a name.
+
+    Args:
+      name: a name in `tasks.TASKS`; else a Minari id found in a local store; else a Gymnasium id,
+        whose task has no reference scores and no data of its own.
+      data_dir: a folder that may hold Minari datasets too.
+      dataset: the user's own data; where it is the Minari dataset called `name`, the task is
+        read from it.
+
+    Raises:
+      UserError: no such name, or an environment that the library does not support.
+    """
+    if name in tasks.TASKS:
+        return tasks.TASKS[name]
+    if minari.find(name, data_dir) is not None:
+        return minari.make_task(name, data_dir)
+    if name in gymnasium.registry:
+        return _gymnasium_task(name)
+    if dataset is not None and minari.find(dataset, data_dir) is not None:
+        task = minari.make_task(dataset, data_dir)
+        if task.name == name:
+            return task
+    if "/" in name and minari.is_id(name):
+        minari.require(name, data_dir)  # raises, and says how to get it
+    close = difflib.get_close_matches(name, [*tasks.TASKS, *gymnasium.registry], n=3, cutoff=0.7)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    domains = ", ".join(f"{d}-*" for d in sorted({key.split("-")[0] for key in tasks.TASKS}))
+    raise UserError(
+        f"unknown env {name!r}; {hint}Known are {domains} (such as hopper-medium-v2 and "
+        "hopper-medium-mini), Minari ids, and Gymnasium ids together with --dataset"
+    )
+
+
+def load(
+    name: str | Task, *, data_dir: str | Path | None = None, dataset: str | Path | None = None
+) -> Dataset:
+    """The dataset of a task, on the default device.
+
+    A D4RL file is looked for in `data_dir`, $TGCVG_DATA and ~/.d4rl/datasets, and otherwise
+    downloaded into the first of these that is given.
+
+    Args:
+      name: a name as in `resolve`, or a task.
+      data_dir: a folder with D4RL files or Minari datasets.
+      dataset: overrides the task's own source: an HDF5 file in D4RL's format, a Minari dataset's
+        directory, or a Minari id.
+
+    Raises:
+      UserError: unknown name, no data to be had, or data that is damaged or of another
+        environment.
+    """
+    if isinstance(name, Task):
+        task = name
+    else:
+        task = resolve(name, data_dir=data_dir, dataset=dataset)
+    if dataset is not None:
+        if minari.find(dataset, data_dir) is not None or minari.is_id(str(dataset)):
+            return minari.read(dataset, task, data_dir)
+        return d4rl.read(dataset, task)
+    if not task.sources:
+        raise UserError(f"{task.name}: has no data of its own; give it with --dataset=PATH")
+    local = (source for source in task.sources if _is_local(source, data_dir))
+    source = next(local, task.sources[0])
+    if source.kind == "bundled":
+        from tgcvg_jax.data import mini  # not above: it also runs as a program, `python -m`
+
+        return mini.read_bundled(source.name, task)
+    if source.kind == "minari":
+        return minari.read(source.name, task, data_dir)
+    path = _find_d4rl(source, data_dir)
+    if path is None:
+        path = download.fetch(source.url, _d4rl_folders(data_dir)[0] / source.name)
+    return d4rl.read(path, task)
+
+
+def _is_local(source: Source, data_dir: str | Path | None) -> bool:
+    if source.kind == "minari":
+        return minari.find(source.name, data_dir) is not None
+    return source.kind == "bundled" or _find_d4rl(source, data_dir) is not None
+
+
+def _d4rl_folders(data_dir: str | Path | None) -> list[Path]:
+    given = (data_dir, os.environ.get("TGCVG_DATA"), "~/.d4rl/datasets")
+    return [Path(folder).expanduser() for folder in given if folder]
+
+
+def _find_d4rl(source: Source, data_dir: str | Path | None) -> Path | None:
+    # Directly in the folder, or as the server lays it out: gym_mujoco_v2/hopper_medium-v2.hdf5.
+    names = (source.name, source.url or source.name)
+    paths = (folder / name for folder in _d4rl_folders(data_dir) for name in names)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _gymnasium_task(name: str) -> Task:
+    try:
+        env = gymnasium.make(name)
+    except Exception as error:  # whatever a registered environment's constructor raises
+        raise UserError(f"{name}: Gymnasium cannot make it ({one_line(error)})") from error
+    env.close()
+    observation_dim, action_dim = minari.flat_dims(name, env.observation_space, env.action_space)
+    if env.spec.max_episode_steps is None:
+        raise UserError(f"{name}: has no time limit; register it with max_episode_steps")
+    return Task(
+        name=name,
+        environment=name,
+        observation_dim=observation_dim,
+        action_dim=action_dim,
+        episode_length=env.spec.max_episode_steps,
+    )

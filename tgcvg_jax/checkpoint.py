@@ -1,0 +1,161 @@
+"""Checkpoints: the whole state, its step, and the config that made it, through Orbax."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tgcvg_jax import config as config_lib
+from tgcvg_jax.types import PyTree, UserError
+
+# Fields that may change between runs without making the state another one: they say how long to
+# train, not what is trained.
+EXTENDABLE = ("num_steps", "max_epochs")
+
+
+class Checkpointer:
+    """A folder of checkpoints of one state.
+
+    Saving is atomic (Orbax writes to a temporary folder and renames), and the last checkpoint
+    stays until the next is whole.
+
+    Args:
+      directory: created at the first save.
+      metadata: JSON-ready dict that says what the state is: kind, task, config, seeds. A folder
+        whose checkpoints have other metadata is refused, but for the fields in EXTENDABLE.
+
+    Raises:
+      UserError: the folder holds another configuration's checkpoints, or unreadable ones.
+    """
+
+    def __init__(self, directory: str | Path, metadata: Mapping[str, Any]):
+        self.directory = Path(directory).absolute()
+        self.metadata = dict(metadata)
+        self._manager: ocp.CheckpointManager | None = None
+        if (found := read_metadata(self.directory, missing_ok=True)) is not None:
+            changed = config_lib.difference(_fixed(found), _fixed(self.metadata))
+            if changed:
+                raise UserError(
+                    f"{self.directory} holds a run with another configuration "
+                    f"({'; '.join(changed)}); choose another --workdir or delete that folder"
+                )
+
+    def latest(self) -> int | None:
+        """Step of the last whole checkpoint."""
+        return _latest(self.directory)
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Writes the state; returns when it is on disk."""
+        if self._manager is None:
+            _quiet()
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            )
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        # Copied to the host first: on a CPU device arrays alias host memory, and the training
+        # loop donates its state to the next chunk.
+        host = jax.tree.map(np.array, _keys_to_data(state))
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(host), metadata=ocp.args.JsonSave(self.metadata)
+            ),
+        )
+        self._manager.wait_until_finished()
+
+    def restore(self, like: PyTree) -> PyTree:
+        """The last state, in the structure, shapes and types of `like` (arrays or shapes)."""
+        return restore(self.directory, like)
+
+
+def restore(directory: str | Path, like: PyTree) -> PyTree:
+    """The last state in a folder of checkpoints.
+
+    Args:
+      directory: as given to `Checkpointer`.
+      like: a state or its `jax.eval_shape`.
+
+    Raises:
+      UserError: nothing there, or it does not fit.
+    """
+    directory = Path(directory).absolute()
+    step = _latest(directory)
+    if step is None:
+        raise UserError(f"{directory}: no checkpoint here")
+    _quiet()
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(_keys_to_data, like)
+    )
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            data = reader.restore(directory / str(step) / "state", target)
+    except Exception as e:  # Orbax raises many types for a damaged or foreign folder
+        message = str(e).strip().splitlines()
+        raise UserError(
+            f"{directory / str(step)}: this checkpoint can't be read "
+            f"({message[0][:200] if message else type(e).__name__}); delete that folder to start over"
+        ) from e
+    is_key = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key), like)
+    return jax.tree.map(lambda x, key: jax.random.wrap_key_data(x) if key else x, data, is_key)
+
+
+def read_metadata(directory: str | Path, *, missing_ok: bool = False) -> dict[str, Any] | None:
+    """The metadata of the last checkpoint in a folder.
+
+    Raises:
+      UserError: no checkpoint there (unless `missing_ok`: then None), or an unreadable one.
+    """
+    directory = Path(directory).absolute()
+    step = _latest(directory)
+    if step is None:
+        if missing_ok:
+            return None
+        raise UserError(f"{directory}: no checkpoint here; --checkpoint is a folder such as "
+                        "runs/hopper-medium-v2/tgcvg/policy")  # fmt: skip
+    _quiet()
+    try:
+        handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+        return handler.restore(directory / str(step) / "metadata")
+    except Exception as e:
+        raise UserError(f"{directory / str(step)}: its metadata can't be read ({e})") from e
+
+
+def _latest(directory: Path) -> int | None:
+    if not directory.is_dir():
+        return None
+    steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir()]
+    return max(steps, default=None)
+
+
+def _fixed(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    fixed = dict(metadata)
+    if isinstance(config := fixed.get("config"), Mapping):
+        fixed["config"] = {k: v for k, v in config.items() if k not in EXTENDABLE}
+    return _jsonify(fixed)
+
+
+def _jsonify(x: Any) -> Any:
+    """Tuples become lists, as they do on their way through JSON."""
+    if isinstance(x, Mapping):
+        return {k: _jsonify(v) for k, v in x.items()}
+    return [_jsonify(v) for v in x] if isinstance(x, Iterable) and not isinstance(x, str) else x
+
+
+def _keys_to_data(state: PyTree) -> PyTree:
+    """Typed PRNG keys as plain arrays."""
+    def convert(x):
+        return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+    return jax.tree.map(convert, state)
+
+
+def _quiet() -> None:
+    """Orbax reports each save at INFO, and a missing sharding file of host arrays as a warning."""
+    logging.getLogger("absl").setLevel(logging.ERROR)

@@ -1,0 +1,104 @@
+"""Linear layers, MLPs and ensembles of them, with the initialisations of the reference code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tgcvg_jax.types import Array
+
+
+def mish(x: Array) -> Array:
+    """x tanh(softplus(x)) with a single exponential.
+
+    tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1); beyond x = 20 the ratio is 1 in float64.
+    """
+    e = jnp.exp(jnp.minimum(x, 20.0))
+    n = e * (e + 2.0)
+    return x * n / (n + 2.0)
+
+
+class Linear(nn.Module):
+    """x W + b.
+
+    Attributes:
+      features: output dimension.
+      init_scheme: `torch` draws weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); `orthogonal` is
+        orthogonal with gain sqrt(2) and zero bias.
+    """
+
+    features: int
+    init_scheme: Literal["torch", "orthogonal"] = "torch"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., D] -> [..., features]."""
+        fan_in = x.shape[-1]
+        if self.init_scheme == "torch":
+            bound = fan_in**-0.5
+            uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)  # noqa: E731
+            kernel_init, bias_init = uniform, uniform
+        else:
+            kernel_init = nn.initializers.orthogonal(2.0**0.5)
+            bias_init = nn.initializers.zeros_init()
+        kernel = self.param("kernel", kernel_init, (fan_in, self.features))
+        bias = self.param("bias", bias_init, (self.features,))
+        return x @ kernel + bias
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them.
+
+    Attributes:
+      features: width of each layer, the output last.
+      activation: applied after all layers but the last.
+      init_scheme: as in `Linear`.
+    """
+
+    features: Sequence[int]
+    activation: Callable[[Array], Array] = nn.relu
+    init_scheme: Literal["torch", "orthogonal"] = "torch"
+
+    @nn.compact
+    def __call__(self, *inputs: Array) -> Array:
+        """Concatenates the inputs on the last axis; [..., D] -> [..., features[-1]]."""
+        x = jnp.concatenate(inputs, axis=-1) if len(inputs) > 1 else inputs[0]
+        for i, width in enumerate(self.features):
+            x = Linear(width, self.init_scheme, name=f"layer_{i}")(x)
+            if i + 1 < len(self.features):
+                x = self.activation(x)
+        return x
+
+
+class EnsembleQ(nn.Module):
+    """Independent Q-functions with stacked parameters, evaluated as one batched product.
+
+    Attributes:
+      features: hidden widths.
+      activation: hidden activation.
+      init_scheme: as in `Linear`.
+      size: number of Q-functions.
+    """
+
+    features: Sequence[int]
+    activation: Callable[[Array], Array] = nn.relu
+    init_scheme: Literal["torch", "orthogonal"] = "torch"
+    size: int = 2
+
+    @nn.compact
+    def __call__(self, observation: Array, action: Array) -> Array:
+        """[..., S], [..., A] -> [size, ...]."""
+        ensemble = nn.vmap(
+            MLP,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=None,
+            out_axes=0,
+            axis_size=self.size,
+        )
+        mlp = ensemble((*self.features, 1), self.activation, self.init_scheme, name="q")
+        return mlp(observation, action)[..., 0]

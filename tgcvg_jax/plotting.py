@@ -1,0 +1,266 @@
+"""Figures. Drawn through matplotlib's object API, so no global state and no display is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from tgcvg_jax.types import Task, Transition
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps [T], values [T] or [T, N]
+
+ORIGINAL_COLOR, SYNTHETIC_COLOR = "#9aa5b1", "#c2410c"
+CURVE_COLORS = ("#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d")
+STYLE = dict(fontsize=8)
+NICE = (1, 2, 2.5, 5, 10)  # tick distances, times a power of ten
+MAX_ROWS = 50_000  # of each dataset; more do not change the picture
+MAX_STATES, MAX_ACTIONS, MAX_CURVES = 17, 12, 24
+COLUMNS = 7
+
+# The planar robots' joints in the order of their state; it says what a dimension is, and its unit.
+JOINTS = {
+    "Hopper": ("thigh", "leg", "foot"),
+    "Walker2d": ("thigh", "leg", "foot", "left thigh", "left leg", "left foot"),
+    "HalfCheetah": (
+        "back thigh",
+        "back shin",
+        "back foot",
+        "front thigh",
+        "front shin",
+        "front foot",
+    ),
+}
+
+
+def summary(
+    path: str | os.PathLike,
+    task: Task,
+    original: Transition | Mapping[str, np.ndarray],
+    synthetic: Transition | Mapping[str, np.ndarray],
+    curves: Mapping[str, Mapping[str, Curve]] | None = None,
+) -> None:
+    """Draws what a synthesizer made beside what it was made from.
+
+    Rewards, sizes of the state's one-step changes, the two leading principal components of the
+    states, every state and action dimension, and the training curves. Histograms share their bins
+    and cover the original's 0.1 % to 99.9 % quantiles and a margin; a panel says how much of the
+    synthetic data lies outside.
+
+    Args:
+      path: the PNG; its folder must exist. Written whole or not at all.
+      task: names the figure, and the dimensions where they are known.
+      original: a Transition of numpy arrays [M, ...] or a dict with its field names.
+      synthetic: the same, of any size.
+      curves: model name -> metric name -> (steps [T], values [T] or [T, N seeds]).
+    """
+    old, new = _subsample(original), _subsample(synthetic)
+    panels = [(m, k, c) for m, metrics in (curves or {}).items() for k, c in metrics.items()]
+    states = min(old.observation.shape[1], MAX_STATES)
+    actions = min(old.action.shape[1], MAX_ACTIONS)
+    rows = [-(-n // COLUMNS) for n in (states + actions, min(len(panels), MAX_CURVES))]
+    heights = [0.55, 2.7, *(0.25 + 1.4 * r for r in rows if r)]  # inches
+
+    figure = Figure(figsize=(14, sum(heights)), dpi=100, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.04)  # inches
+    parts = list(figure.subfigures(len(heights), 1, height_ratios=heights))
+    _header(parts[0], task, len(_field(original, "reward")), len(_field(synthetic, "reward")))
+    _overview(parts[1], old, new)
+
+    axes = _grid(parts[2], states + actions, rows[0], "States and actions, density of each")
+    columns = [*old.observation.T[:states], *old.action.T[:actions]]
+    others = [*new.observation.T[:states], *new.action.T[:actions]]
+    labels = _state_labels(task)[:states] + _action_labels(task)[:actions]
+    for axis, *column, label in zip(axes, columns, others, labels, strict=True):
+        _histogram(axis, *column, label)
+        axis.set_yticks([])
+        axis.spines.left.set_visible(False)
+    if panels:
+        axes = _grid(parts[3], min(len(panels), MAX_CURVES), rows[1], "Training")
+        for axis, (model, metric, curve) in zip(axes, panels, strict=False):
+            color = CURVE_COLORS[list(curves).index(model) % len(CURVE_COLORS)]
+            _curve(axis, curve, color)
+            axis.set_title(f"{model}: {metric.replace('_', ' ')}", **STYLE)
+            axis.set_xlabel("gradient steps", **STYLE)
+    _save(figure, path)
+
+
+def learning_curve(
+    path: str | os.PathLike,
+    curves: Mapping[str, Curve],
+    title: str,
+    ylabel: str,
+) -> None:
+    """Draws scores against gradient steps, one line for each method.
+
+    Args:
+      path: the PNG; its folder must exist. Written whole or not at all.
+      curves: method name -> (steps [T], values [T] or [T, N seeds]). With several seeds the line
+        is their mean and the band one standard deviation to either side.
+      title: of the figure.
+      ylabel: what the values are, with the unit.
+    """
+    figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    for i, (name, curve) in enumerate(curves.items()):
+        _curve(axis, curve, CURVE_COLORS[i % len(CURVE_COLORS)], name, linewidth=1.8)
+    _tidy(axis)
+    axis.set(title=title, xlabel="gradient steps", ylabel=ylabel)
+    axis.tick_params(labelsize=9)
+    if len(curves) > 1:
+        axis.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _header(part, task: Task, original_size: int, synthetic_size: int) -> None:
+    part.suptitle(f"{task.name}: original and synthetic transitions", fontsize=13, weight="bold")
+    labels = f"original ({original_size:,})", f"synthetic ({synthetic_size:,})"
+    handles = [
+        Patch(color=ORIGINAL_COLOR, alpha=0.7, label=labels[0]),
+        Line2D([], [], color=SYNTHETIC_COLOR, linewidth=2, label=labels[1]),
+    ]
+    part.legend(handles=handles, loc="lower center", ncols=2, frameon=False, fontsize=10)
+
+
+def _overview(part, old: Transition, new: Transition) -> None:
+    reward, change, projection = part.subplots(1, 3)
+    _histogram(reward, old.reward, new.reward, "reward", "Reward per step", bins=80)
+    reward.set_ylabel("density", **STYLE)
+
+    delta = old.next_observation - old.observation
+    unit = np.std(delta, axis=0) + 1e-6
+    norms = [
+        np.sqrt(np.mean(np.square((x.next_observation - x.observation) / unit), axis=1))
+        for x in (old, new)
+    ]
+    xlabel = "root mean square over dimensions, in the original's std"
+    _histogram(change, *norms, xlabel, "Change of the state per step", bins=80)
+    change.set_ylabel("density", **STYLE)
+
+    mean, std = old.observation.mean(axis=0), old.observation.std(axis=0) + 1e-6
+    scaled = (old.observation - mean) / std
+    variance, vectors = np.linalg.eigh(scaled.T @ scaled / len(scaled))
+    axes = vectors[:, :-3:-1]  # eigh sorts upwards: the last two, largest first
+    share = 100 * variance[::-1][:2] / variance.sum()
+    points, others = scaled @ axes, ((new.observation - mean) / std) @ axes
+    ranges = [_range(points[:, i]) for i in range(axes.shape[1])]
+    projection.hist2d(
+        *points.T, bins=70, range=ranges, norm="log", cmap="Greys", rasterized=True, zorder=0
+    )
+    some = others[:: max(1, len(others) // 2000)]
+    projection.scatter(*some.T, s=3, color=SYNTHETIC_COLOR, alpha=0.45, linewidths=0, zorder=1)
+    projection.set(xlim=ranges[0], ylim=ranges[1])
+    projection.set_title("States, principal components (grey: original)", **STYLE)
+    projection.set_xlabel(f"first ({share[0]:.0f} % of variance)", **STYLE)
+    projection.set_ylabel(f"second ({share[1]:.0f} %)", **STYLE)
+    _tidy(projection)
+
+
+def _grid(part, count: int, rows: int, title: str) -> list[Axes]:
+    part.suptitle(title, fontsize=10, weight="bold", x=0.008, ha="left")
+    axes = part.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return list(axes[:count])
+
+
+def _histogram(
+    axis: Axes, old: np.ndarray, new: np.ndarray, xlabel: str, title: str = "", bins: int = 50
+) -> None:
+    low, high = _range(old)
+    edges = np.linspace(low, high, bins + 1)
+    inside = (new >= low) & (new <= high)
+    heights = []
+    for values in (old, new):
+        counts, _ = np.histogram(values, edges)
+        # Of all rows, not of those inside: what is missing from the picture is missing from the
+        # area too.
+        heights.append(counts / max(len(values), 1) / (edges[1] - edges[0]))
+    axis.stairs(heights[0], edges, fill=True, color=ORIGINAL_COLOR, alpha=0.7)
+    axis.stairs(heights[1], edges, color=SYNTHETIC_COLOR, linewidth=1.2)
+    outside = 100 * (1 - inside.mean()) if len(new) else 0.0
+    if outside >= 0.5:
+        note = f"{outside:.1f} % outside"
+        axis.set_title(note, loc="right", fontsize=7, color=SYNTHETIC_COLOR, pad=2)
+    axis.set_xlim(low, high)
+    axis.set_ylim(bottom=0)
+    axis.set_title(title, **STYLE)
+    axis.set_xlabel(xlabel, **STYLE)
+    _tidy(axis)
+
+
+def _curve(
+    axis: Axes, curve: Curve, color: str, label: str | None = None, linewidth: float = 1.2
+) -> None:
+    steps, values = (np.asarray(x, np.float64) for x in curve)
+    if values.ndim == 2:
+        mean, std = values.mean(axis=1), values.std(axis=1)
+        if values.shape[1] > 1:
+            axis.fill_between(steps, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+        values = mean
+    # A single point draws no line.
+    marker = "o" if len(steps) == 1 else None
+    axis.plot(steps, values, color=color, linewidth=linewidth, marker=marker, label=label)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _tidy(axis)
+
+
+def _tidy(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=7, length=2)
+    axis.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
+    axis.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """The 0.1 % to 99.9 % quantiles and 10 % of their distance more on either side."""
+    low, high = np.quantile(values, [0.001, 0.999])
+    margin = 0.1 * (high - low) or max(0.5, 0.1 * abs(high))  # a constant needs some width
+    return float(low - margin), float(high + margin)
+
+
+def _state_labels(task: Task) -> list[str]:
+    joints = JOINTS.get(task.environment.split("-")[0])
+    if joints is None:
+        return [f"state {i}" for i in range(task.observation_dim)]
+    positions = ["height (m)", "pitch (rad)", *(f"{j} (rad)" for j in joints)]
+    velocities = ["x velocity (m/s)", "z velocity (m/s)", "pitch rate (rad/s)"]
+    return positions + velocities + [f"{j} rate (rad/s)" for j in joints]
+
+
+def _action_labels(task: Task) -> list[str]:
+    joints = JOINTS.get(task.environment.split("-")[0])
+    if joints is None:
+        return [f"action {i}" for i in range(task.action_dim)]
+    return [f"{j} torque (of its limit)" for j in joints]
+
+
+def _field(data: Transition | Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    return data[name] if isinstance(data, Mapping) else getattr(data, name)
+
+
+def _subsample(data: Transition | Mapping[str, np.ndarray]) -> Transition:
+    """At most MAX_ROWS rows, the same ones every time, in float64. `discount` is not drawn."""
+    size = len(_field(data, "reward"))
+    rows = np.arange(size)
+    if size > MAX_ROWS:
+        rows = np.sort(np.random.default_rng(0).choice(size, MAX_ROWS, replace=False))
+    fields = {
+        name: np.asarray(np.asarray(_field(data, name))[rows], np.float64)
+        for name in ("observation", "action", "reward", "next_observation")
+    }
+    return Transition(discount=np.empty(0), **fields)
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)

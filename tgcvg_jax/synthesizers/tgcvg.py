@@ -1,0 +1,239 @@
+"""TGCVG: Trajectory Generation with Conservative Value Guidance (paper section 4).
+
+A Transformer-CQL policy is rolled out against an any-step dynamics model from the first L states
+of real windows of K transitions, for H = K + 1 - L steps. Generated transition i stands where
+transition L - 1 + i of its window stood, and inherits its terminal, time step and return-to-go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from tgcvg_jax import tasks
+from tgcvg_jax.data import windows
+from tgcvg_jax.models import any_step_dynamics, transformer_cql
+from tgcvg_jax.types import (
+    Array,
+    Dataset,
+    PRNGKey,
+    PyTree,
+    Synthesizer,
+    Task,
+    Trajectories,
+    Transition,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """TGCVG. Defaults: released code; symbols: paper."""
+
+    policy: transformer_cql.Config = transformer_cql.Config()
+    dynamics: any_step_dynamics.Config = any_step_dynamics.Config()
+    window_length: int = 60  # K, transitions in a source window
+    rollout_batch: int = 1_000  # windows in one compiled rollout
+    dynamics_dropout: bool = True  # on while generating, as released; paper: not mentioned
+    deterministic_policy: bool = False  # True: mean actions; the paper samples
+    max_reward_ratio: float = 2.0  # drop a trajectory whose mean reward exceeds this times the max
+
+    @property
+    def horizon(self) -> int:
+        """H, transitions generated from each window."""
+        return self.window_length + 1 - self.policy.context_length
+
+
+# What each preset changes. `quick` is a run of minutes on two CPU cores: small networks, a warm-up
+# by behaviour cloning and a low initial temperature, without which so short a run would still act
+# at random (the temperature starts at 1 and takes some 10,000 steps to fall).
+PRESETS = {
+    "paper": {},
+    "quick": {
+        "policy": {
+            "num_steps": 6_000,
+            "context_length": 5,
+            "batch_size": 64,
+            "hidden_dim": 64,
+            "critic_hidden_dims": (64, 64, 64),
+            "initial_temperature": 0.05,
+            "bc_steps": 3_000,
+        },
+        "dynamics": {"max_epochs": 10, "epoch_steps": 500, "hidden_dim": 100, "max_steps": 2},
+        "window_length": 25,
+        "rollout_batch": 250,
+    },
+}
+NUM_TRANSITIONS = {"paper": 5_000_000, "quick": 50_000}
+
+
+def for_task(task: Task) -> Config:
+    """The released defaults with the papers' settings for a task."""
+    settings = tasks.tgcvg_settings(task)
+    return Config(
+        policy=transformer_cql.Config(
+            context_length=settings.context_length, cql_weight=settings.cql_weight
+        ),
+        dynamics=any_step_dynamics.Config(
+            max_steps=settings.max_steps, hidden_dim=settings.dynamics_hidden_dim
+        ),
+        window_length=settings.window_length,
+    )
+
+
+def as_paper(config: Config) -> Config:
+    """The paper's values where they differ from the released code."""
+    return dataclasses.replace(
+        config, policy=transformer_cql.as_paper(config.policy), dynamics_dropout=False
+    )
+
+
+@flax.struct.dataclass
+class Data:
+    """What `generate` reads.
+
+    Attributes:
+      observation: [M, S], raw.
+      discount: [M].
+      timestep: [M].
+      return_to_go: [M].
+      starts: [W], all starts of windows of K transitions.
+      reward_range: [2], lowest and highest reward of the dataset.
+    """
+
+    observation: Array
+    discount: Array
+    timestep: Array
+    return_to_go: Array
+    starts: Array
+    reward_range: Array
+
+
+@flax.struct.dataclass
+class Noise:
+    """Random draws of a rollout of H steps.
+
+    Attributes:
+      action: [H, B, A], standard normal.
+      dynamics: [H, B, S + 1], standard normal.
+      dropout: [H] PRNG keys; None turns dropout off.
+    """
+
+    action: Array
+    dynamics: Array
+    dropout: Array | None
+
+
+def rollout(
+    policy: transformer_cql.State,
+    dynamics: any_step_dynamics.State,
+    context: Array,
+    noise: Noise,
+    *,
+    task: Task,
+    config: Config,
+) -> Transition:
+    """The autoregressive rollout, as one scan over a sliding window of L states.
+
+    Args:
+      policy: trained Transformer-CQL, one seed.
+      dynamics: trained dynamics, one seed.
+      context: [B, L, S], real states, raw; the first action is taken in the last of them.
+      noise: the draws; their leading axis is the number of steps.
+      task: the task.
+      config: the config.
+
+    Returns:
+      Fields [B, H, ...]; discounts are all 1.
+    """
+    actor = transformer_cql.make_actor(task, config.policy)
+
+    def step(window: Array, noise: Noise) -> tuple[Array, Transition]:
+        observation = policy.normalizer.invert(window[:, -1])
+        action = transformer_cql.sample_action(actor, policy.params["actor"], window, noise.action)
+        next_observation, reward = any_step_dynamics.step_model(
+            dynamics, observation, action, noise.dynamics, noise.dropout,
+            task=task, config=config.dynamics,
+        )  # fmt: skip
+        new = policy.normalizer(next_observation)[:, None]
+        window = jnp.concatenate([window[:, 1:], new], axis=1)
+        discount = jnp.ones_like(reward)
+        return window, Transition(observation, action, reward, discount, next_observation)
+
+    _, transitions = jax.lax.scan(step, policy.normalizer(context), noise)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transitions)
+
+
+def keep_plausible(transition: Transition, reward_range: Array, max_ratio: float) -> Array:
+    """[B] bool: no NaN or infinity anywhere, and a mean reward within the dataset's range.
+
+    As released, a trajectory goes if its mean reward is below the dataset's lowest reward or above
+    `max_ratio` times the highest: a filter for explosions, not for quality. The released code looks
+    for NaN in the rewards alone.
+    """
+    mean = jnp.mean(transition.reward, axis=1)
+    low, high = reward_range
+    finite = [
+        jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(transition)
+    ]
+    return jnp.all(jnp.stack(finite), axis=0) & (mean >= low) & (mean <= max_ratio * high)
+
+
+def make(task: Task, config: Config) -> Synthesizer:
+    """The synthesizer."""
+    length, horizon = config.policy.context_length, config.horizon
+
+    def prepare(dataset: Dataset) -> Data:
+        windows.require_windows(dataset, config.window_length, "the source window K")
+        count = windows.num_windows(dataset, config.window_length)
+        reward = dataset.transition.reward
+        return Data(
+            observation=dataset.transition.observation,
+            discount=dataset.transition.discount,
+            timestep=dataset.timestep,
+            return_to_go=dataset.return_to_go,
+            starts=dataset.order[:count],
+            reward_range=jnp.stack([jnp.min(reward), jnp.max(reward)]),
+        )
+
+    def generate(
+        states: dict[str, PyTree], data: Data, key: PRNGKey, chunk: Array
+    ) -> Trajectories:
+        # Windows without replacement: an epoch is a permutation of all of them, cut into chunks.
+        batch_size = min(config.rollout_batch, len(data.starts))
+        chunks_per_epoch = len(data.starts) // batch_size
+        epoch, position = chunk // chunks_per_epoch, chunk % chunks_per_epoch
+        epoch_key, chunk_key = jax.random.split(key)
+        order = jax.random.permutation(jax.random.fold_in(epoch_key, epoch), data.starts)
+        starts = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+
+        keys = jax.random.split(jax.random.fold_in(chunk_key, chunk), 3)
+        action_shape = (horizon, batch_size, task.action_dim)
+        scale = 0.0 if config.deterministic_policy else 1.0
+        noise = Noise(
+            action=scale * jax.random.normal(keys[0], action_shape),
+            dynamics=jax.random.normal(keys[1], (horizon, batch_size, task.observation_dim + 1)),
+            dropout=jax.random.split(keys[2], horizon) if config.dynamics_dropout else None,
+        )
+        context = windows.take_windows(data.observation, starts, length)
+        transition = rollout(
+            states["policy"], states["dynamics"], context, noise, task=task, config=config
+        )
+        inherited = (data.discount, data.timestep, data.return_to_go)
+        inherited = windows.take_windows(inherited, starts + length - 1, horizon)
+        discount, timestep, return_to_go = inherited
+        keep = keep_plausible(transition, data.reward_range, config.max_reward_ratio)
+        return Trajectories(
+            transition=transition._replace(discount=discount),
+            timestep=timestep,
+            return_to_go=return_to_go,
+            mask=jnp.broadcast_to(keep[:, None], (batch_size, horizon)),
+        )
+
+    models = {
+        "policy": transformer_cql.make(task, config.policy),
+        "dynamics": any_step_dynamics.make(task, config.dynamics),
+    }
+    return Synthesizer(models, prepare, generate)

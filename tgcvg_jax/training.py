@@ -1,0 +1,255 @@
+"""`fit`: the one training loop.
+
+A chunk of updates is one compiled program: sampling, updates and the sums of their metrics run in
+one loop on the device, vmapped over seeds, with the state donated. Its length is an argument, not
+a constant, so that any number of steps, any logging interval and any remainder share one
+compilation.
+
+Exactness: the key of a batch is fold_in(key of the seed, step), and noise comes from the state's
+own key and step, so a run does not depend on how it was cut into chunks, and one that is resumed
+from a checkpoint ends in the same bits as one that never stopped (same program, shapes, devices).
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tgcvg_jax import reporting
+from tgcvg_jax.checkpoint import Checkpointer
+from tgcvg_jax.types import Dataset, Learner, PRNGKey, PyTree, UserError
+
+
+class DivergenceError(UserError):
+    """A metric became NaN or infinite. The last checkpoint is from before."""
+
+
+class Callback(NamedTuple):
+    """Called between chunks.
+
+    Attributes:
+      every: in gradient steps.
+      function: (step, state with a leading seed axis) -> metrics [N] to log, or None.
+    """
+
+    every: int
+    function: Callable[[int, PyTree], Mapping[str, np.ndarray] | None]
+
+
+class FitResult(NamedTuple):
+    """What `fit` returns.
+
+    Attributes:
+      state: the final state, with a leading seed axis [N].
+      step: gradient steps done.
+      log: all logged metrics.
+      compile_seconds: 0 if nothing was left to train.
+      steps_per_second: steady state, compilation apart; each seed's steps count once.
+    """
+
+    state: PyTree
+    step: int
+    log: reporting.MetricsLog
+    compile_seconds: float
+    steps_per_second: float
+
+
+def seed_keys(seeds: Sequence[int]) -> PRNGKey:
+    """One key for each seed, [N]; a seed's run is the same whichever seeds run beside it."""
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def select_seed(state: PyTree, index: int) -> PyTree:
+    """One seed's state."""
+    return jax.tree.map(lambda x: x[index], state)
+
+
+def init(learner: Learner, data: PyTree, seeds: Sequence[int]) -> PyTree:
+    """Initial states, with a leading seed axis [N]."""
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(seed_keys(seeds))
+    return jax.jit(jax.vmap(learner.init, in_axes=(0, None)))(keys, data)
+
+
+class Chunk(NamedTuple):
+    """The compiled loop of `fit`, before compilation.
+
+    Attributes:
+      run: (state, metric sums, keys, data, number of updates) -> (state, metric sums), jitted.
+        State and sums have a leading seed axis and are donated.
+      zero_sums: (state, keys, data) -> zeros in the shape of the metrics.
+    """
+
+    run: Callable[..., tuple[PyTree, PyTree]]
+    zero_sums: Callable[..., PyTree]
+
+
+def make_chunk(learner: Learner) -> Chunk:
+    """The loop over updates."""
+
+    @jax.jit  # traced once, for the shapes of the metrics and for the loop
+    def step_once(state: PyTree, key: PRNGKey, data: PyTree) -> tuple[PyTree, PyTree]:
+        batch = learner.sample(jax.random.fold_in(key, state.step), data)
+        return learner.update(state, batch)
+
+    step_seeds = jax.vmap(step_once, in_axes=(0, 0, None))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def run(state, sums, keys, data, num_updates):
+        def body(_, carry):
+            state, metrics = step_seeds(carry[0], keys, data)
+            return state, jax.tree.map(jnp.add, carry[1], metrics)
+
+        return jax.lax.fori_loop(0, num_updates, body, (state, sums))
+
+    def zero_sums(state, keys, data):
+        _, metrics = jax.eval_shape(step_seeds, state, keys, data)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+
+    return Chunk(run, zero_sums)
+
+
+def fit(
+    learner: Learner,
+    dataset: Dataset,
+    *,
+    num_steps: int,
+    seeds: Sequence[int] = (0,),
+    checkpointer: Checkpointer | None = None,
+    metrics_path: str | Path | None = None,
+    log_every: int = 1_000,
+    save_every: int = 10_000,
+    callbacks: Sequence[Callback] = (),
+    console: reporting.Console | None = None,
+    label: str = "training",
+    hint: str = "",
+    chunk_seconds: float = 1.0,
+) -> FitResult:
+    """Trains a learner, all seeds at once, from the last checkpoint if there is one.
+
+    A run that is finished (enough steps, or stopped early) returns at once with its last state.
+
+    Args:
+      learner: what to train.
+      dataset: what to train on.
+      num_steps: gradient steps in all, rounded up to a multiple of `learner.steps_per_update`. With
+        early stopping, the most.
+      seeds: one run each, under one vmap.
+      checkpointer: where to save and resume; None does neither.
+      metrics_path: CSV file of the metrics.
+      log_every: gradient steps between rows of metrics, which are means over that interval.
+      save_every: gradient steps between checkpoints; rounded up to a multiple of `log_every`.
+      callbacks: for example evaluation.
+      console: progress bar and messages; None is silent.
+      label: the bar's.
+      hint: added to the estimate of the time left.
+      chunk_seconds: length of a chunk, at most; short enough for a live progress bar.
+
+    Returns:
+      The result.
+
+    Raises:
+      DivergenceError: a metric is NaN or infinite.
+      UserError: the dataset is not fit for the learner, or the checkpoint not of this run.
+    """
+    console = console or reporting.Console(enabled=False)
+    per_update = learner.steps_per_update
+    round_up = lambda steps, unit: -(-steps // unit) * unit  # noqa: E731
+    num_steps, log_every = round_up(num_steps, per_update), round_up(log_every, per_update)
+    save_every = round_up(save_every, log_every)
+    seeds = list(seeds)
+
+    data = learner.prepare(dataset)
+    epoch = 0
+    if learner.validate is not None:
+        epoch = round_up(learner.steps_per_epoch(data), per_update)
+        validate = jax.jit(jax.vmap(learner.validate, in_axes=(0, None)))
+    intervals = [log_every, save_every, *([epoch] if epoch else [])]
+    intervals += [round_up(callback.every, per_update) for callback in callbacks]
+
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(seed_keys(seeds))
+    step = (checkpointer.latest() or 0) if checkpointer else 0
+    log = reporting.MetricsLog(metrics_path, resume_step=step)
+    if step:
+        state = checkpointer.restore(jax.eval_shape(lambda: init(learner, data, seeds)))
+    else:
+        state = init(learner, data, seeds)
+    finished = bool(jnp.all(state.finished)) if hasattr(state, "finished") else False
+    if step >= num_steps or finished:
+        return FitResult(state, step, log, 0.0, float("nan"))
+
+    start = time.perf_counter()
+    chunk = make_chunk(learner)
+    sums = chunk.zero_sums(state, keys, data)
+    run = chunk.run.lower(state, sums, keys, data, jnp.int32(1)).compile()
+    compile_seconds = time.perf_counter() - start
+    rate, first, estimated = _Rate(), step, False
+    counted, size = 0, 1  # updates in `sums`; updates in the next chunk
+
+    def save() -> None:
+        log.flush()
+        if checkpointer is not None:
+            checkpointer.save(step, state)
+
+    with reporting.progress(console, label, num_steps, step) as advance:
+        while step < num_steps and not finished:
+            boundary = min(num_steps, *(step + i - step % i for i in intervals))
+            updates = min(size, -(-(boundary - step) // per_update))
+            start = time.perf_counter()
+            state, sums = jax.block_until_ready(run(state, sums, keys, data, jnp.int32(updates)))
+            rate.add(updates * per_update, time.perf_counter() - start)
+            size = max(1, int(rate.latest * chunk_seconds / per_update))
+            step, counted = step + updates * per_update, counted + updates
+            advance(updates * per_update)
+
+            if not estimated and rate.seconds > 2 * chunk_seconds:
+                estimated = True
+                left = reporting.duration((num_steps - step) / rate.mean)
+                console.print(
+                    f"{label}: {rate.mean:.3g} steps/s after {compile_seconds:.0f} s of "
+                    f"compilation; {'at most ' if epoch else ''}{left} to go{hint}"
+                )
+            row: dict[str, np.ndarray] = {}
+            if step % log_every == 0 or step >= num_steps:
+                row |= {name: np.asarray(total) / counted for name, total in sums.items()}
+                sums, counted = jax.tree.map(jnp.zeros_like, sums), 0
+                for name, values in row.items():
+                    if not np.all(np.isfinite(values)):
+                        kept = checkpointer.latest() if checkpointer else None
+                        raise DivergenceError(
+                            f"{label}: {name} is not finite at step {step}; "
+                            f"the last checkpoint is of step {kept or 0}"
+                        )
+            if epoch and (step % epoch == 0 or step >= num_steps):
+                state, metrics, stop = validate(state, data)
+                row |= {name: np.asarray(values) for name, values in metrics.items()}
+                finished = bool(jnp.all(stop))
+            for callback in callbacks:
+                if step % round_up(callback.every, per_update) == 0 or step >= num_steps:
+                    row |= callback.function(step, state) or {}
+            if row:
+                log.write(step, row, seeds)
+            if step % save_every == 0 or step >= num_steps or finished:
+                save()
+    return FitResult(state, step, log, compile_seconds, rate.mean if step > first else float("nan"))
+
+
+class _Rate:
+    """Steps per second, over all chunks and in the last one."""
+
+    def __init__(self):
+        self.steps, self.seconds, self.latest = 0, 0.0, 1.0
+
+    def add(self, steps: int, seconds: float) -> None:
+        self.steps, self.seconds = self.steps + steps, self.seconds + seconds
+        self.latest = steps / max(seconds, 1e-9)
+
+    @property
+    def mean(self) -> float:
+        return self.steps / max(self.seconds, 1e-9)
