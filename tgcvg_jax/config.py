@@ -106,3 +106,23 @@ def _name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     return getattr(hint, "__name__", str(hint))
+
+
+def from_dict(kind: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of `to_dict` after a trip through JSON, where tuples become lists.
+
+    Raises:
+      UserError: a field that the config does not have, as after a change of version.
+    """
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise UserError(f"{kind.__qualname__} has no field {', '.join(unknown)}; was this written "
+                        "by another version?")  # fmt: skip
+    fields = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_dict(hints[name], value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        fields[name] = value
+    return kind(**fields)

@@ -76,8 +76,8 @@ class MetricsLog:
             writer.writeheader()
             writer.writerows(self._rows)
 
-    def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Metric name -> (steps [T], mean over seeds [T])."""
+    def curves(self, by_seed: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Metric name -> (steps [T], values [T]), means over seeds; values [T, N] if `by_seed`."""
         names = dict.fromkeys(k for row in self._rows for k in row if k not in ("step", "seed"))
         result = {}
         for name in names:
@@ -85,14 +85,15 @@ class MetricsLog:
             for row in self._rows:
                 if row.get(name):
                     by_step.setdefault(int(row["step"]), []).append(float(row[name]))
-            steps = np.array(sorted(by_step))
-            result[name] = steps, np.array([np.mean(by_step[s]) for s in steps])
+            steps = sorted(by_step)
+            values = np.array([by_step[s] for s in steps])
+            result[name] = np.array(steps), values if by_seed else values.mean(axis=1)
         return result
 
 
-def read_curves(path: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_curves(path: str | Path, by_seed: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`MetricsLog.curves` of a file."""
-    return MetricsLog(path, resume_step=sys.maxsize).curves()
+    return MetricsLog(path, resume_step=sys.maxsize).curves(by_seed)
 
 
 class Console:

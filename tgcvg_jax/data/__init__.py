@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from pathlib import Path
 
 import gymnasium
@@ -15,6 +16,7 @@ from tgcvg_jax import tasks
 from tgcvg_jax.data import d4rl, download, minari
 from tgcvg_jax.data.dataset import (
     Flat,
+    blank,
     concatenate,
     episode_returns,
     flatten,
@@ -22,10 +24,12 @@ from tgcvg_jax.data.dataset import (
     split,
 )
 from tgcvg_jax.data.validate import one_line
+from tgcvg_jax.envs import mujoco_warnings
 from tgcvg_jax.types import Dataset, Source, Task, UserError
 
 __all__ = [
     "Flat",
+    "blank",
     "concatenate",
     "episode_returns",
     "flatten",
@@ -67,8 +71,8 @@ def resolve(
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     domains = ", ".join(f"{d}-*" for d in sorted({key.split("-")[0] for key in tasks.TASKS}))
     raise UserError(
-        f"unknown env {name!r}; {hint}Known are {domains} (such as hopper-medium-v2 and "
-        "hopper-medium-mini), Minari ids, and Gymnasium ids together with --dataset"
+        f"unknown env {name!r}; {hint}--env takes {domains} (such as hopper-medium-v2 or "
+        "hopper-medium-mini), a Minari id, or a Gymnasium id together with --dataset"
     )
 
 
@@ -95,7 +99,8 @@ def load(
     else:
         task = resolve(name, data_dir=data_dir, dataset=dataset)
     if dataset is not None:
-        if minari.find(dataset, data_dir) is not None or minari.is_id(str(dataset)):
+        path = Path(dataset).expanduser()
+        if path.is_dir() or (minari.is_id(str(dataset)) and not path.is_file()):
             return minari.read(dataset, task, data_dir)
         return d4rl.read(dataset, task)
     if not task.sources:
@@ -134,7 +139,10 @@ def _find_d4rl(source: Source, data_dir: str | Path | None) -> Path | None:
 
 def _gymnasium_task(name: str) -> Task:
     try:
-        env = gymnasium.make(name)
+        # Quietly: it is made for its dimensions only; making it for use gives its warnings.
+        with mujoco_warnings(lambda message: None), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            env = gymnasium.make(name)
     except Exception as error:  # whatever a registered environment's constructor raises
         raise UserError(f"{name}: Gymnasium cannot make it ({one_line(error)})") from error
     env.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
 
 import jax
@@ -135,6 +136,22 @@ def flatten(trajectories: Trajectories) -> Flat:
     )
 
 
+def fingerprint(dataset: Dataset) -> str:
+    """A short text that changes with any transition, to tell whose data a checkpoint is of."""
+    check = 0
+    for x in (*jax.tree.leaves(dataset.transition), dataset.remaining):
+        check = zlib.crc32(np.ascontiguousarray(np.asarray(x)).view(np.uint8).data, check)
+    return f"{dataset.size} transitions, crc32 {check:08x}"
+
+
 def episode_returns(dataset: Dataset) -> np.ndarray:
     """Undiscounted return of each episode, [E]."""
     return np.asarray(dataset.return_to_go)[np.asarray(dataset.timestep) == 0]
+
+
+def blank(task: Task, size: int = 2_000) -> Dataset:
+    """One episode of zeros, for shapes: long enough for any window in use."""
+    s, a = task.observation_dim, task.action_dim
+    zeros = lambda *shape: np.zeros((size, *shape), np.float32)  # noqa: E731
+    transition = Transition(zeros(s), zeros(a), zeros(), zeros() + 1, zeros(s))
+    return make_dataset(task, transition, np.arange(size) == size - 1)

@@ -41,17 +41,19 @@ def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
         raise UserError(f"{path}: is not an HDF5 file; expected a dataset in HDF5 format")
     try:
         with h5py.File(path, "r") as file:
-            file.visititems_links(lambda name, link: _refuse_link(path, name, link))
+            # An exception may not leave the callback; the first name returned ends the walk.
+            link = file.visititems_links(
+                lambda name, link: None if isinstance(link, h5py.HardLink) else name
+            )
+            if link is not None:
+                raise UserError(
+                    f"{path}: {link} is a link to another place; copy the data into the file"
+                )
             yield file
     except _DAMAGED as error:
         raise UserError(
             f"{path}: truncated or damaged ({one_line(error)}); download or write it again"
         ) from error
-
-
-def _refuse_link(path: Path, name: str, link: object) -> None:
-    if not isinstance(link, h5py.HardLink):
-        raise UserError(f"{path}: {name} is a link to another place; copy the data into the file")
 
 
 def check_fields(

@@ -66,6 +66,7 @@ PRESETS = {
         "rollout_batch": 250,
     },
 }
+KINDS = {"policy": "transformer_cql", "dynamics": "any_step_dynamics"}
 NUM_TRANSITIONS = {"paper": 5_000_000, "quick": 50_000}
 
 

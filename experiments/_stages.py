@@ -1,0 +1,110 @@
+"""The stages that several apps run: load the data, train a synthesizer's models."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+
+from experiments import _main
+from tgcvg_jax import config as config_lib
+from tgcvg_jax import data, reporting, training
+from tgcvg_jax.checkpoint import Checkpointer
+from tgcvg_jax.data.dataset import fingerprint
+from tgcvg_jax.synthesizers import SYNTHESIZERS
+from tgcvg_jax.types import Dataset, Synthesizer, Task
+
+FLAGS = _main.FLAGS
+
+
+def define_variant() -> None:
+    """--variant, for the apps that train or run TGCVG."""
+    flags.DEFINE_enum(
+        "variant", "as_released", ["as_released", "as_paper"],
+        "Which to follow where TGCVG's paper and released code differ.",
+        module_name=sys.argv[0],  # a flag of the app, not of this module
+    )  # fmt: skip
+
+
+def synthesizer_config(module: ModuleType, task: Task) -> Any:
+    """A synthesizer's config: dataclass, task table, variant, preset, `--set`, in this order."""
+    config = module.for_task(task)
+    if FLAGS.variant == "as_paper":
+        config = module.as_paper(config)
+    config = config_lib.replace_nested(config, module.PRESETS[FLAGS.preset])
+    return config_lib.override(config, FLAGS.set)
+
+
+def load() -> tuple[Task, Dataset]:
+    """The task and dataset of the command line."""
+    where = dict(data_dir=FLAGS.data_dir, dataset=FLAGS.dataset)
+    task = data.resolve(FLAGS.env, **where)
+    dataset = data.load(task, **where)
+    returns = data.episode_returns(dataset)
+    print(
+        f"{task.name}: {dataset.size:,} transitions, {len(returns):,} episodes, "
+        f"return {returns.mean():.1f} ± {returns.std():.1f}"
+    )
+    return task, dataset
+
+
+def metadata(kind: str, task: Task, config: Any, dataset: Dataset, seeds: list[int]) -> dict:
+    """What a checkpoint says of itself."""
+    return {
+        "kind": kind,
+        "task": config_lib.to_dict(task),
+        "config": config_lib.to_dict(config),
+        "seeds": seeds,
+        "data": fingerprint(dataset),
+    }
+
+
+def train_model(
+    name: str, model: str, synthesizer: Synthesizer, task: Task, config: Any, dataset: Dataset
+) -> training.FitResult:
+    """Trains one model of a synthesizer, or picks up where it stopped.
+
+    Args:
+      name: of the synthesizer.
+      model: key of `synthesizer.models` and field of the config.
+      synthesizer: the synthesizer.
+      task: the task.
+      config: the synthesizer's config.
+      dataset: the original data.
+    """
+    learner, model_config = synthesizer.models[model], getattr(config, model)
+    directory = _main.task_dir(task, name, model)
+    kind = SYNTHESIZERS[name].KINDS[model]
+    checkpointer = Checkpointer(
+        directory, metadata(kind, task, model_config, dataset, [FLAGS.seed])
+    )
+    if learner.steps_per_epoch is None:
+        num_steps = model_config.num_steps
+    else:
+        epoch = learner.steps_per_epoch(learner.prepare(dataset))
+        num_steps = model_config.max_epochs * epoch
+    done = checkpointer.latest()
+    result = training.fit(
+        learner,
+        dataset,
+        num_steps=num_steps,
+        seeds=[FLAGS.seed],
+        checkpointer=checkpointer,
+        metrics_path=directory / "metrics.csv",
+        log_every=min(1_000, max(num_steps // 20, 1)),
+        save_every=min(10_000, max(num_steps // 4, 1)),
+        console=reporting.Console(),
+        label=model,
+        hint=_main.slow_hint(),
+    )
+    if done == result.step:
+        print(f"{model}: trained already ({done:,} steps), {directory}")
+    else:
+        print(
+            f"{model}: {result.step:,} steps at {result.steps_per_second:.3g}/s, "
+            f"{result.compile_seconds:.0f} s of compilation, {directory}"
+        )
+    sys.stdout.flush()
+    return result

@@ -1,0 +1,154 @@
+"""Small things that many tests share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tgcvg_jax import training
+from tgcvg_jax.data.dataset import make_dataset
+from tgcvg_jax.learners import td3_bc
+from tgcvg_jax.models import any_step_dynamics, transformer_cql
+from tgcvg_jax.synthesizers import tgcvg
+from tgcvg_jax.types import Learner, Task, Transition
+
+S, A = 3, 2
+# Length, and whether the episode ends in a terminal (else in a time-out).
+EPISODES = ((12, True), (30, False), (7, True), (21, True), (16, False), (25, True), (30, False))
+
+
+@pytest.fixture
+def x64():
+    """The test runs in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def task():
+    return Task("toy", "", observation_dim=S, action_dim=A, episode_length=30)
+
+
+@pytest.fixture(scope="session")
+def dataset(task):
+    """141 transitions of a damped linear system under random actions, in 7 episodes."""
+    rng = np.random.default_rng(0)
+    parts, ends = [], []
+    for length, terminal in EPISODES:
+        action = rng.uniform(-1, 1, (length, A))
+        states = [rng.normal(size=S)]
+        for a in action:
+            push = np.array([a[0], a[1], a[0] - a[1]])
+            states.append(0.9 * states[-1] + 0.3 * push + 0.05 * rng.normal(size=S))
+        states = np.stack(states)
+        discount = np.ones(length)
+        discount[-1] = 0.0 if terminal else 1.0
+        reward = 1.0 - 0.1 * np.sum(states[1:] ** 2, axis=1)
+        parts.append(Transition(states[:-1], action, reward, discount, states[1:]))
+        ends.append(np.arange(length) == length - 1)
+    transition = Transition(*(np.concatenate(field) for field in zip(*parts)))
+    return make_dataset(task, transition, np.concatenate(ends))
+
+
+@pytest.fixture(scope="session")
+def dataset_x64(dataset):
+    """The same with float64 fields; use it with `x64`."""
+    with jax.enable_x64(True):
+        wide = lambda x: jnp.asarray(x, jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
+        return jax.tree.map(wide, dataset)
+
+
+@pytest.fixture(scope="session")
+def configs():
+    """Tiny configs by module name."""
+    policy = transformer_cql.Config(
+        num_steps=12, context_length=3, batch_size=5, hidden_dim=8, num_blocks=2,
+        critic_hidden_dims=(8, 8), num_action_samples=2,
+    )  # fmt: skip
+    dynamics = any_step_dynamics.Config(
+        max_steps=2, hidden_dim=8, num_layers=2, num_blocks=2, batch_size=8, epoch_steps=4,
+        validation_size=16,
+    )  # fmt: skip
+    return {
+        "td3_bc": td3_bc.Config(num_steps=12, batch_size=8, hidden_dims=(8, 8)),
+        "transformer_cql": policy,
+        "any_step_dynamics": dynamics,
+        "tgcvg": tgcvg.Config(policy=policy, dynamics=dynamics, window_length=9, rollout_batch=7),
+    }
+
+
+@pytest.fixture(scope="session")
+def synthesizer(task, configs):
+    return tgcvg.make(task, configs["tgcvg"])
+
+
+@pytest.fixture(scope="session")
+def model_states(synthesizer, dataset):
+    """Untrained states of the synthesizer's models, one seed."""
+    states = {}
+    for name, learner in synthesizer.models.items():
+        state = training.init(learner, learner.prepare(dataset), (0,))
+        states[name] = training.select_seed(state, 0)
+    return states
+
+
+class Toy:
+    """A learner that costs nothing: counts steps, and reports what it is told to.
+
+    The metric at step t is `metrics(t)`; with `errors`, validation i sees errors[i] and stops
+    after one that is no improvement, keeping the value that the weight had at the best one.
+    """
+
+    def __init__(self, metric=lambda t: 1.0 * t, steps_per_update=1, errors=None, epoch=4):
+        @jax.tree_util.register_dataclass
+        @dataclasses.dataclass
+        class State:
+            weight: jax.Array
+            best_weight: jax.Array
+            best_error: jax.Array
+            validations: jax.Array
+            finished: jax.Array
+            key: jax.Array
+            step: jax.Array
+
+        def init(key, data):
+            zero = jnp.zeros(())
+            none = jnp.zeros((), jnp.int32)
+            return State(zero, zero, jnp.full((), jnp.inf), none, jnp.zeros((), bool), key, none)
+
+        def update(state, batch):
+            noise = jax.random.normal(jax.random.fold_in(state.key, state.step))
+            step = state.step + steps_per_update
+            weight = state.weight + batch + noise
+            state = dataclasses.replace(state, weight=weight, step=step)
+            return state, {"metric": jnp.asarray(metric(step), jnp.float32), "weight": weight}
+
+        def validate(state, data):
+            error = jnp.asarray(errors, jnp.float32)[state.validations]
+            better = (error < state.best_error) & ~state.finished
+            state = dataclasses.replace(
+                state,
+                best_weight=jnp.where(better, state.weight, state.best_weight),
+                best_error=jnp.where(better, error, state.best_error),
+                validations=state.validations + 1,
+                finished=state.finished | ~better,
+            )
+            return state, {"error": error}, state.finished
+
+        self.learner = Learner(
+            prepare=lambda dataset: dataset.transition.reward,
+            init=init,
+            sample=lambda key, data: jax.random.choice(key, data),
+            update=update,
+            steps_per_update=steps_per_update,
+            validate=validate if errors is not None else None,
+            steps_per_epoch=(lambda data: epoch) if errors is not None else None,
+        )
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """Makes toy learners."""
+    return lambda **arguments: Toy(**arguments).learner
