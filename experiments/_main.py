@@ -16,8 +16,8 @@ from tgcvg_jax.types import Task, UserError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("env", None, "Task: a D4RL name (walker2d-medium-v2), a bundled one "
-                    "(hopper-medium-mini), a Minari id, or a Gymnasium id with --dataset.")  # fmt: skip
+flags.DEFINE_string("env", None, "D4RL name (walker2d-medium-v2), bundled task "
+                    "(hopper-medium-mini), Minari id, or Gymnasium id with --dataset.")  # fmt: skip
 flags.DEFINE_string("workdir", "runs", "Results go to <workdir>/<env>/.")
 flags.DEFINE_integer("seed", 0, "Seed of the run, or the first of several.", lower_bound=0)
 flags.DEFINE_enum("preset", "paper", ["paper", "quick"], "Scale: the papers', or a short small "
@@ -100,7 +100,9 @@ def _help(module: ModuleType) -> str:
     shared = [FLAGS[name] for name in COMMON]
 
     def describe(flag: flags.Flag) -> str:
-        values = f" ({'|'.join(flag.parser.enum_values)})" if hasattr(flag.parser, "enum_values") else ""
+        values = (
+            f" ({'|'.join(flag.parser.enum_values)})" if hasattr(flag.parser, "enum_values") else ""
+        )
         default = "" if flag.default in (None, []) else f" Default: {flag.default}."
         text = re.sub(r"^<.*?>: |;\s+repeat this option.*", "", flag.help, flags=re.DOTALL)
         text = textwrap.fill(f"{text}{default}", 76)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +15,7 @@ from tgcvg_jax import data, reporting, training
 from tgcvg_jax.checkpoint import Checkpointer
 from tgcvg_jax.data.dataset import fingerprint
 from tgcvg_jax.synthesizers import SYNTHESIZERS
-from tgcvg_jax.types import Dataset, Synthesizer, Task
+from tgcvg_jax.types import Dataset, Learner, Task
 
 FLAGS = _main.FLAGS
 
@@ -61,30 +62,47 @@ def metadata(kind: str, task: Task, config: Any, dataset: Dataset, seeds: list[i
     }
 
 
-def train_model(
-    name: str, model: str, synthesizer: Synthesizer, task: Task, config: Any, dataset: Dataset
-) -> training.FitResult:
-    """Trains one model of a synthesizer, or picks up where it stopped.
+def open_checkpoints(
+    name: str, models: Iterable[str], task: Task, config: Any, dataset: Dataset
+) -> dict[str, Checkpointer]:
+    """The checkpoint folders of a synthesizer's models.
+
+    All are opened before anything is trained, so that a folder of another configuration is refused
+    at once.
 
     Args:
       name: of the synthesizer.
-      model: key of `synthesizer.models` and field of the config.
-      synthesizer: the synthesizer.
+      models: fields of its config.
       task: the task.
       config: the synthesizer's config.
       dataset: the original data.
     """
-    learner, model_config = synthesizer.models[model], getattr(config, model)
-    directory = _main.task_dir(task, name, model)
-    kind = SYNTHESIZERS[name].KINDS[model]
-    checkpointer = Checkpointer(
-        directory, metadata(kind, task, model_config, dataset, [FLAGS.seed])
-    )
+    kinds = SYNTHESIZERS[name].KINDS
+    return {
+        model: Checkpointer(
+            _main.task_dir(task, name, model),
+            metadata(kinds[model], task, getattr(config, model), dataset, [FLAGS.seed]),
+        )
+        for model in models
+    }
+
+
+def train_model(
+    model: str, learner: Learner, config: Any, dataset: Dataset, checkpointer: Checkpointer
+) -> training.FitResult:
+    """Trains one model, or picks up where it stopped.
+
+    Args:
+      model: its name.
+      learner: the model.
+      config: the model's config.
+      dataset: the original data.
+      checkpointer: its folder.
+    """
     if learner.steps_per_epoch is None:
-        num_steps = model_config.num_steps
+        num_steps = config.num_steps
     else:
-        epoch = learner.steps_per_epoch(learner.prepare(dataset))
-        num_steps = model_config.max_epochs * epoch
+        num_steps = config.max_epochs * learner.steps_per_epoch(learner.prepare(dataset))
     done = checkpointer.latest()
     result = training.fit(
         learner,
@@ -92,7 +110,7 @@ def train_model(
         num_steps=num_steps,
         seeds=[FLAGS.seed],
         checkpointer=checkpointer,
-        metrics_path=directory / "metrics.csv",
+        metrics_path=checkpointer.directory / "metrics.csv",
         log_every=min(1_000, max(num_steps // 20, 1)),
         save_every=min(10_000, max(num_steps // 4, 1)),
         console=reporting.Console(),
@@ -100,11 +118,22 @@ def train_model(
         hint=_main.slow_hint(),
     )
     if done == result.step:
-        print(f"{model}: trained already ({done:,} steps), {directory}")
+        print(f"{model}: trained already, {done:,} steps")
     else:
         print(
             f"{model}: {result.step:,} steps at {result.steps_per_second:.3g}/s, "
-            f"{result.compile_seconds:.0f} s of compilation, {directory}"
+            f"{result.compile_seconds:.0f} s of compilation"
         )
-    sys.stdout.flush()
+    sys.stdout.flush()  # stderr's progress bars would otherwise overtake it in a log file
     return result
+
+
+def train_one(name: str, model: str) -> None:
+    """The whole of an app that trains a single model of a synthesizer."""
+    task, dataset = load()
+    module = SYNTHESIZERS[name]
+    config = synthesizer_config(module, task)
+    learner = module.make(task, config).models[model]
+    checkpointer = open_checkpoints(name, [model], task, config, dataset)[model]
+    train_model(model, learner, getattr(config, model), dataset, checkpointer)
+    print(f"written to {checkpointer.directory}/")

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import _main, _stages
+from experiments import _main
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, training
 from tgcvg_jax.checkpoint import read_metadata, restore
@@ -80,7 +80,9 @@ def score_policy(kind: str, task: Task, learner: Learner, states: Any, seeds: li
             ))  # fmt: skip
         if len(seeds) > 1:
             s = scores.summarize(values)
-            rows.append((f"{kind} {mode}".strip(), "all", "", "", "", f"{s.mean:.1f} ± {s.std:.1f}"))
+            rows.append(
+                (f"{kind} {mode}".strip(), "all", "", "", "", f"{s.mean:.1f} ± {s.std:.1f}")
+            )
     print(_main.table(rows, ("policy", "seed", "return", "± episodes", "length", "score")))
 
 

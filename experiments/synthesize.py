@@ -55,14 +55,18 @@ def main() -> None:
     task, dataset = _stages.load()
     config = _stages.synthesizer_config(module, task)
     synthesizer = module.make(task, config)
-    synthesizer.prepare(dataset)  # refuses data without fitting windows before hours of training
+    # Before hours of training: refuse data without fitting windows, and foreign checkpoints.
+    synthesizer.prepare(dataset)
     for learner in synthesizer.models.values():
         learner.prepare(dataset)
+    checkpointers = _stages.open_checkpoints(name, synthesizer.models, task, config, dataset)
 
     directory = _main.task_dir(task, name)
     results = {
-        model: _stages.train_model(name, model, synthesizer, task, config, dataset)
-        for model in synthesizer.models
+        model: _stages.train_model(
+            model, learner, getattr(config, model), dataset, checkpointers[model]
+        )
+        for model, learner in synthesizer.models.items()
     }
     steps = {model: result.step for model, result in results.items()}
     identity = {
@@ -98,7 +102,7 @@ def main() -> None:
     with reporting.atomic_path(directory / "config.json") as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
     _join_metrics(directory, list(synthesizer.models))
-    _summarise(task, dataset, store.path, directory)
+    _summarise(task, dataset, store.path, directory, list(synthesizer.models))
 
 
 def _join_metrics(directory: Path, models: list[str]) -> None:
@@ -118,15 +122,13 @@ def _join_metrics(directory: Path, models: list[str]) -> None:
         writer.writerows(rows)
 
 
-def _summarise(task: Task, dataset: Dataset, path: Path, directory: Path) -> None:
+def _summarise(
+    task: Task, dataset: Dataset, path: Path, directory: Path, models: list[str]
+) -> None:
     """The table that closes the run, and summary.png."""
     synthetic, segments, size = _read_part(path)
     original = jax.tree.map(np.asarray, dataset.transition)
-    curves = {
-        model.parent.name: reporting.read_curves(model)
-        for model in sorted(directory.glob("*/metrics.csv"))
-        if model.parent.name in ("policy", "dynamics")
-    }
+    curves = {model: reporting.read_curves(directory / model / "metrics.csv") for model in models}
     plotting.summary(directory / "summary.png", task, original, synthetic, curves)
 
     scale = np.std(original.observation, axis=0) + 1e-6
@@ -136,7 +138,8 @@ def _summarise(task: Task, dataset: Dataset, path: Path, directory: Path) -> Non
         outside = np.abs((t.observation - original.observation.mean(axis=0)) / scale) > 5
         return [
             f"{count:,}", f"{len(lengths):,}", f"{lengths.mean():.1f}",
-            f"{t.reward.mean():.3f} ± {t.reward.std():.3f}", f"{1e3 * np.mean(t.discount == 0):.2f}",
+            f"{t.reward.mean():.3f} ± {t.reward.std():.3f}",
+            f"{1e3 * np.mean(t.discount == 0):.2f}",
             f"{step:.3f}", f"{100 * np.mean(outside.any(axis=1)):.2f} %",
         ]  # fmt: skip
 

@@ -8,18 +8,8 @@ again to resume. Fields for --set start with `dynamics.`, as in --set dynamics.h
 """
 
 from experiments import _main, _stages
-from tgcvg_jax.synthesizers import tgcvg
 
 _stages.define_variant()
 
-
-def main() -> None:
-    """Trains or resumes the model."""
-    task, dataset = _stages.load()
-    config = _stages.synthesizer_config(tgcvg, task)
-    synthesizer = tgcvg.make(task, config)
-    _stages.train_model("tgcvg", "dynamics", synthesizer, task, config, dataset)
-
-
 if __name__ == "__main__":
-    _main.run(main)
+    _main.run(lambda: _stages.train_one("tgcvg", "dynamics"))

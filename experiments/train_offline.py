@@ -36,7 +36,7 @@ from tgcvg_jax.types import SYNTHETIC, Dataset, Task, UserError
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("learner", "td3_bc", sorted(LEARNERS), "What to train.")
 flags.DEFINE_enum("synthesizer", "none", ["none", *sorted(SYNTHESIZERS)],
-                  "Whose synthetic data to add; none trains on the original data alone.")  # fmt: skip
+                  "Whose synthetic data to add; none: the original data alone.")  # fmt: skip
 flags.DEFINE_string("synthetic", None, "The synthetic file. Without it: <workdir>/<env>/"
                     "<synthesizer>/synthetic.hdf5.")  # fmt: skip
 flags.DEFINE_integer("num_seeds", 5, "Seeds --seed, --seed + 1, ...", lower_bound=1)
@@ -120,9 +120,7 @@ def fuse(task: Task, dataset: Dataset) -> Dataset:
     return fused
 
 
-def report(
-    task: Task, evaluation: rollout.Evaluation, seeds: list[int], directory: Path
-) -> None:
+def report(task: Task, evaluation: rollout.Evaluation, seeds: list[int], directory: Path) -> None:
     """scores.csv, the learning curve, and the table that closes the run."""
     rollout.write_scores(directory / "scores.csv", evaluation, seeds)
     score = evaluation.normalized_score
@@ -132,9 +130,7 @@ def report(
     log = reporting.read_curves(directory / "metrics.csv", by_seed=True)
     name = "return_mean" if score is None else "normalized_score"
     label = f"{FLAGS.learner}, {FLAGS.synthesizer}"
-    plotting.learning_curve(
-        directory / "learning_curve.png", {label: log[name]}, task.name, unit
-    )
+    plotting.learning_curve(directory / "learning_curve.png", {label: log[name]}, task.name, unit)
     rows = [
         (str(seed), f"{r:.1f}", f"{s:.1f}", f"{v:.1f}" if score is not None else "-")
         for seed, r, s, v in zip(seeds, evaluation.return_mean, evaluation.return_std, values)

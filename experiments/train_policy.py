@@ -8,18 +8,8 @@ resume. Fields for --set start with `policy.`, as in --set policy.num_steps=5000
 """
 
 from experiments import _main, _stages
-from tgcvg_jax.synthesizers import tgcvg
 
 _stages.define_variant()
 
-
-def main() -> None:
-    """Trains or resumes the model."""
-    task, dataset = _stages.load()
-    config = _stages.synthesizer_config(tgcvg, task)
-    synthesizer = tgcvg.make(task, config)
-    _stages.train_model("tgcvg", "policy", synthesizer, task, config, dataset)
-
-
 if __name__ == "__main__":
-    _main.run(main)
+    _main.run(lambda: _stages.train_one("tgcvg", "policy"))

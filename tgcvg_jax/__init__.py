@@ -1,0 +1,1 @@
+"""Augment offline RL datasets with synthetic trajectories, in JAX."""

@@ -100,7 +100,7 @@ def restore(directory: str | Path, like: PyTree) -> PyTree:
         message = str(e).strip().splitlines()
         raise UserError(
             f"{directory / str(step)}: this checkpoint can't be read "
-            f"({message[0][:200] if message else type(e).__name__}); delete that folder to start over"
+            f"({message[0][:200] if message else type(e).__name__}); delete it to start over"
         ) from e
     is_key = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key), like)
     return jax.tree.map(lambda x, key: jax.random.wrap_key_data(x) if key else x, data, is_key)
@@ -150,6 +150,7 @@ def _jsonify(x: Any) -> Any:
 
 def _keys_to_data(state: PyTree) -> PyTree:
     """Typed PRNG keys as plain arrays."""
+
     def convert(x):
         return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 

@@ -72,7 +72,9 @@ def _assign(config: Any, path: list[str], text: str, assignment: str) -> Any:
         return dataclasses.replace(config, **{name: _assign(current, rest, text, assignment)})
     if dataclasses.is_dataclass(current):
         names = ", ".join(f.name for f in dataclasses.fields(current))
-        raise UserError(f"--set {assignment}: {name!r} is a group; name one of its fields ({names})")
+        raise UserError(
+            f"--set {assignment}: {name!r} is a group; name one of its fields ({names})"
+        )
     return dataclasses.replace(config, **{name: _parse(text, hints[name], assignment)})
 
 

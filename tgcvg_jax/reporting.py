@@ -91,7 +91,9 @@ class MetricsLog:
         return result
 
 
-def read_curves(path: str | Path, by_seed: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_curves(
+    path: str | Path, by_seed: bool = False
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`MetricsLog.curves` of a file."""
     return MetricsLog(path, resume_step=sys.maxsize).curves(by_seed)
 

@@ -5,31 +5,7 @@ import pytest
 
 from tgcvg_jax import data
 from tgcvg_jax.data.windows import num_windows
-from tgcvg_jax.types import SYNTHETIC, Task, Trajectories, Transition
-
-TASK = Task("toy-v0", "", observation_dim=2, action_dim=1, episode_length=20)
-
-
-def make(lengths, seed=0, **options):
-    """Episodes whose observation is (episode number, step)."""
-    episode = np.repeat(np.arange(len(lengths)), lengths)
-    step = np.concatenate([np.arange(n) for n in lengths])
-    rng = np.random.default_rng(seed)
-    observation = np.stack([episode, step], 1)
-    transition = Transition(
-        observation=observation,
-        action=rng.uniform(-1, 1, (len(step), 1)),
-        reward=rng.normal(size=len(step)),
-        discount=np.ones(len(step)),
-        next_observation=observation + np.array([0, 1]),
-    )
-    end = np.append(np.diff(episode) != 0, True)
-    return data.make_dataset(TASK, transition, end, **options)
-
-
-def random_lengths(seed):
-    rng = np.random.default_rng(seed)
-    return rng.integers(1, 12, rng.integers(1, 9))
+from tgcvg_jax.types import SYNTHETIC, Trajectories, Transition
 
 
 def check_index(dataset, episodes):
@@ -49,7 +25,7 @@ def check_index(dataset, episodes):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_index_by_brute_force(seed):
+def test_index_by_brute_force(make, random_lengths, seed):
     lengths = random_lengths(seed)
     dataset = make(lengths, seed)
     check_index(dataset, dataset.transition.observation[:, 0])
@@ -57,7 +33,7 @@ def test_index_by_brute_force(seed):
     assert len(dataset.num_starts) == 1 + max(lengths)
 
 
-def test_return_to_go_by_brute_force():
+def test_return_to_go_by_brute_force(make):
     dataset = make((5, 1, 3))
     reward = np.asarray(dataset.transition.reward, np.float64)
     expected = [reward[0:5][i:].sum() for i in range(5)] + [reward[5]]
@@ -69,16 +45,16 @@ def test_return_to_go_by_brute_force():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_concatenate(seed):
+def test_concatenate(make, random_lengths, seed):
     first, second = random_lengths(seed), random_lengths(seed + 10)
     joined = data.concatenate([make(first), make(second, source=SYNTHETIC)])
     np.testing.assert_array_equal(joined.source, np.repeat([0, 1], [sum(first), sum(second)]))
     check_index(joined, np.repeat(np.arange(len(first) + len(second)), [*first, *second]))
-    assert joined.task == TASK
+    assert joined.task.name == "toy-v0"
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_split_never_crosses(seed):
+def test_split_never_crosses(make, random_lengths, seed):
     lengths = random_lengths(seed + 20)
     dataset = make(lengths)
     for size in {1, dataset.size // 2, dataset.size - 1} - {0, dataset.size}:

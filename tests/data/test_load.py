@@ -13,6 +13,8 @@ from tgcvg_jax import data, tasks
 from tgcvg_jax.data import download
 from tgcvg_jax.types import Task, UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")  # no author etc.
+
 ID = "toys/walker2d/medium-v0"
 FILE = "hopper_medium-v2.hdf5"
 BOX = gymnasium.spaces.Box(-1, 1, (3,))

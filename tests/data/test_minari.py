@@ -16,6 +16,8 @@ from minari.data_collector import EpisodeBuffer
 from tgcvg_jax.data import minari
 from tgcvg_jax.types import Task, UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")  # no author etc.
+
 ID = "toys/hopper/medium-v0"
 BOX = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
 ACTIONS = gymnasium.spaces.Box(-1, 1, (2,), np.float32)

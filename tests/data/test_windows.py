@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from tests.data.test_dataset import make, random_lengths
 from tgcvg_jax.data.windows import (
     num_windows,
     pack,
@@ -21,7 +20,7 @@ def draw(dataset, length, key, batch_size=512):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_window_crosses_an_episode(seed):
+def test_no_window_crosses_an_episode(make, random_lengths, seed):
     dataset = make(random_lengths(seed))
     for length in range(1, len(dataset.num_starts)):
         starts = draw(dataset, length, jax.random.key(length))
@@ -31,7 +30,7 @@ def test_no_window_crosses_an_episode(seed):
         assert (np.diff(windows[:, :, 1], axis=1) == 1).all()  # step after step
 
 
-def test_every_window_is_drawn_equally_often():
+def test_every_window_is_drawn_equally_often(make):
     dataset = make((3, 6, 1, 4))
     count = num_windows(dataset, 3)
     assert count == 1 + 4 + 0 + 2
@@ -41,14 +40,14 @@ def test_every_window_is_drawn_equally_often():
     np.testing.assert_allclose(times / 14_000, 1 / count, rtol=0.1)
 
 
-def test_traced_length_gives_the_same_starts():
+def test_traced_length_gives_the_same_starts(make):
     dataset = make((3, 6, 1, 4))
     traced = jax.jit(lambda length: draw(dataset, length, jax.random.key(1), 64))
     for length in (1, 3, 6):
         np.testing.assert_array_equal(traced(length), draw(dataset, length, jax.random.key(1), 64))
 
 
-def test_pack_and_unpack():
+def test_pack_and_unpack(make):
     transition = make((3, 2)).transition
     rows = pack(transition)
     assert rows.shape == (5, 2 * 2 + 1 + 2)
@@ -58,7 +57,7 @@ def test_pack_and_unpack():
     assert windows.observation.shape == (2, 2, 2) and windows.reward.shape == (2, 2)
 
 
-def test_no_window_is_an_error_that_says_how_long_episodes_are():
+def test_no_window_is_an_error_that_says_how_long_episodes_are(make):
     dataset = make((3, 6))
     require_windows(dataset, 6, "K")
     with pytest.raises(UserError, match=r"window of 7 transitions \(K\).*longest episode has 6"):

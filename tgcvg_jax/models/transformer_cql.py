@@ -187,9 +187,7 @@ def loss(
     def distribution(observation, key, repeats=None):
         if repeats is not None:
             observation = jnp.broadcast_to(observation, (repeats, *observation.shape))
-        return actor.apply(
-            params["actor"], observation, deterministic=False, rngs={"dropout": key}
-        )
+        return actor.apply(params["actor"], observation, deterministic=False, rngs={"dropout": key})
 
     current = distribution(batch.observation, noise.dropout[0])  # mean, log_std: [B, L, A]
     following = stop(distribution(batch.next_observation, noise.dropout[1]))
@@ -323,9 +321,7 @@ def make(task: Task, config: Config) -> Learner:
     return Learner(prepare, init, sample, update, policy=make_policy(task, config))
 
 
-def sample_action(
-    actor: TransformerPolicy, params: PyTree, window: Array, noise: Array
-) -> Array:
+def sample_action(actor: TransformerPolicy, params: PyTree, window: Array, noise: Array) -> Array:
     """Action [B, A] at the last position of full windows [B, L, S] of normalised states."""
     mean, log_std = actor.apply(params, window, deterministic=True, last_only=True)
     return tanh_normal_sample(mean[:, 0], log_std[:, 0], noise)[0]

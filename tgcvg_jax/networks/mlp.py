@@ -27,8 +27,8 @@ class Linear(nn.Module):
 
     Attributes:
       features: output dimension.
-      init_scheme: `torch` draws weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); `orthogonal` is
-        orthogonal with gain sqrt(2) and zero bias.
+      init_scheme: `torch` draws weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in));
+        `orthogonal` has gain sqrt(2) and zero bias.
     """
 
     features: int

@@ -1,0 +1,1 @@
+"""Pure maths: nothing here draws random numbers or has parameters."""

@@ -88,8 +88,8 @@ def stream(
                 empty = 0 if len(flat.timestep) else empty + 1
                 if empty == MAX_EMPTY_CHUNKS:
                     raise UserError(
-                        "all generated trajectories were dropped as implausible (NaN or rewards far "
-                        "outside the dataset's); train the models longer"
+                        "all generated trajectories were dropped as implausible (NaN, or rewards "
+                        "far outside the dataset's); train the models longer"
                     )
                 advance(min(len(flat.timestep), num_transitions - rows))
                 rows += len(flat.timestep)
@@ -100,4 +100,3 @@ def stream(
         timing["dropped"] = 1.0 - kept / max(total, 1)
     store.finish(num_transitions, dict(attributes or {}))
     return timing
-

@@ -199,9 +199,7 @@ def make(task: Task, config: Config) -> Synthesizer:
             reward_range=jnp.stack([jnp.min(reward), jnp.max(reward)]),
         )
 
-    def generate(
-        states: dict[str, PyTree], data: Data, key: PRNGKey, chunk: Array
-    ) -> Trajectories:
+    def generate(states: dict[str, PyTree], data: Data, key: PRNGKey, chunk: Array) -> Trajectories:
         # Windows without replacement: an epoch is a permutation of all of them, cut into chunks.
         batch_size = min(config.rollout_batch, len(data.starts))
         chunks_per_epoch = len(data.starts) // batch_size
