@@ -19,6 +19,18 @@ S, A = 3, 2
 EPISODES = ((12, True), (30, False), (7, True), (21, True), (16, False), (25, True), (30, False))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_compilation(tmp_path_factory):
+    """Equal programs, such as those of a run and of its resumption, are compiled once.
+
+    Nearly all time goes into compiling tiny programs, so the compiler is told to try less hard.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture
 def x64():
     """The test runs in float64."""
@@ -64,15 +76,15 @@ def dataset_x64(dataset):
 def configs():
     """Tiny configs by module name."""
     policy = transformer_cql.Config(
-        num_steps=12, context_length=3, batch_size=5, hidden_dim=8, num_blocks=2,
-        critic_hidden_dims=(8, 8), num_action_samples=2,
+        num_steps=12, context_length=3, batch_size=5, hidden_dim=8, num_blocks=1,
+        critic_hidden_dims=(8,), num_action_samples=2, initial_temperature=0.5,
     )  # fmt: skip
     dynamics = any_step_dynamics.Config(
-        max_steps=2, hidden_dim=8, num_layers=2, num_blocks=2, batch_size=8, epoch_steps=4,
+        max_steps=2, hidden_dim=8, num_layers=1, num_blocks=1, batch_size=8, epoch_steps=4,
         validation_size=16,
     )  # fmt: skip
     return {
-        "td3_bc": td3_bc.Config(num_steps=12, batch_size=8, hidden_dims=(8, 8)),
+        "td3_bc": td3_bc.Config(num_steps=12, batch_size=8, hidden_dims=(8,)),
         "transformer_cql": policy,
         "any_step_dynamics": dynamics,
         "tgcvg": tgcvg.Config(policy=policy, dynamics=dynamics, window_length=9, rollout_batch=7),

@@ -20,7 +20,7 @@ class State(NamedTuple):
 
 def make_state(step=3):
     return State(
-        weights={"a": jnp.arange(6.0).reshape(2, 3) * step, "b": jnp.zeros((2, 0))},
+        weights={"a": jnp.arange(6.0).reshape(2, 3) * step},
         key=jax.random.split(jax.random.key(step)),
         step=jnp.full((2,), step, jnp.int32),
         finished=jnp.array([True, False]),

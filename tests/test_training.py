@@ -98,7 +98,7 @@ def test_resumed_run_ends_in_the_same_bits(runs, dataset, tmp_path, name):
     assert_same_bits(checkpointer.restore(result.state), expected.state)
     rows = (directory / "metrics.csv").read_text()
     assert (tmp_path / "metrics.csv").read_text() == rows
-    assert rows.count("\n") >= 1 + 2 * 4
+    assert rows.count("\n") >= 1 + 2 * 3
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -212,7 +212,7 @@ def test_divergence_is_an_error_and_the_checkpoint_before_survives(toy, dataset,
     learner = toy(metric=lambda t: jnp.where(t == 25, jnp.nan, 1.0))
     keeper = Checkpointer(tmp_path / "run", {})
     path = tmp_path / "metrics.csv"
-    with pytest.raises(DivergenceError, match="metric is not finite at step 30.* step 20"):
+    with pytest.raises(DivergenceError, match=r"metric is not finite at step 30.* step 20"):
         fit(learner, dataset, num_steps=100, log_every=10, save_every=10, checkpointer=keeper,
             metrics_path=path)  # fmt: skip
     assert keeper.latest() == 20

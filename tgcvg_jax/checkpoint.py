@@ -96,6 +96,9 @@ def restore(directory: str | Path, like: PyTree) -> PyTree:
     try:
         with ocp.StandardCheckpointer() as reader:
             data = reader.restore(directory / str(step) / "state", target)
+        for found, wanted in zip(jax.tree.leaves(data), jax.tree.leaves(target), strict=True):
+            if found.shape != wanted.shape:  # Orbax doesn't compare them
+                raise ValueError(f"an array has shape {found.shape} instead of {wanted.shape}")
     except Exception as e:  # Orbax raises many types for a damaged or foreign folder
         message = str(e).strip().splitlines()
         raise UserError(

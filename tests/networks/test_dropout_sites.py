@@ -5,7 +5,6 @@ import math
 import flax.linen as nn
 import jax
 import numpy as np
-import pytest
 
 from tgcvg_jax.networks.gru import AnyStepNetwork
 from tgcvg_jax.networks.transformer import TransformerPolicy

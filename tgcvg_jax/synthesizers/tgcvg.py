@@ -152,18 +152,20 @@ def rollout(
     actor = transformer_cql.make_actor(task, config.policy)
 
     def step(window: Array, noise: Noise) -> tuple[Array, Transition]:
-        observation = policy.normalizer.invert(window[:, -1])
-        action = transformer_cql.sample_action(actor, policy.params["actor"], window, noise.action)
+        observation = window[:, -1]
+        action = transformer_cql.sample_action(
+            actor, policy.params["actor"], policy.normalizer(window), noise.action
+        )
         next_observation, reward = any_step_dynamics.step_model(
             dynamics, observation, action, noise.dynamics, noise.dropout,
             task=task, config=config.dynamics,
         )  # fmt: skip
-        new = policy.normalizer(next_observation)[:, None]
-        window = jnp.concatenate([window[:, 1:], new], axis=1)
+        # Raw, so that the next observation is this one's successor to the last bit.
+        window = jnp.concatenate([window[:, 1:], next_observation[:, None]], axis=1)
         discount = jnp.ones_like(reward)
         return window, Transition(observation, action, reward, discount, next_observation)
 
-    _, transitions = jax.lax.scan(step, policy.normalizer(context), noise)
+    _, transitions = jax.lax.scan(step, context, noise)
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transitions)
 
 

@@ -1,0 +1,217 @@
+import collections
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tgcvg_jax.data import windows
+from tgcvg_jax.synthesizers import tgcvg
+from tgcvg_jax.types import Task, Transition, UserError
+
+
+@pytest.fixture(scope="module")
+def config(configs):
+    return configs["tgcvg"]
+
+
+@pytest.fixture(scope="module")
+def data(synthesizer, dataset):
+    return synthesizer.prepare(dataset)
+
+
+@pytest.fixture(scope="module")
+def generator(synthesizer):
+    """The compiled `generate`, and the list to which each trace adds an entry."""
+    traces = []
+
+    @jax.jit
+    def run(*arguments):
+        traces.append(1)
+        return synthesizer.generate(*arguments)
+
+    return run, traces
+
+
+@pytest.fixture(scope="module")
+def epoch(generator, model_states, data, config):
+    """All chunks of the first epoch."""
+    chunks = len(data.starts) // config.rollout_batch
+    assert chunks >= 3
+    run = lambda i: generator[0](model_states, data, jax.random.key(0), jnp.int32(i))  # noqa: E731
+    return [jax.tree.map(np.asarray, run(i)) for i in range(chunks)]
+
+
+def source_rows(trajectories, data):
+    """Dataset rows of the first generated transitions, found by their real observation."""
+    first = trajectories.transition.observation[:, 0]
+    distance = np.abs(first[:, None] - np.asarray(data.observation)).max(axis=-1)
+    assert distance.min(axis=1).max() < 1e-5
+    return distance.argmin(axis=1)
+
+
+def outer_scans(jaxpr):
+    """Lengths of the scans that are in no other loop; through pjit and other calls."""
+    lengths = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            lengths.append(equation.params["length"])
+        elif equation.primitive.name != "while":  # the random generator's
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+            ):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    lengths += outer_scans(inner)
+    return lengths
+
+
+def test_the_rollout_is_one_scan(synthesizer, model_states, data, config):
+    jaxpr = jax.make_jaxpr(synthesizer.generate)(
+        model_states, data, jax.random.key(0), jnp.int32(0)
+    )
+    assert config.horizon == 9 + 1 - 3
+    assert outer_scans(jaxpr.jaxpr) == [config.horizon]
+
+
+def test_compiled_once_for_all_chunks(generator, epoch):
+    assert len(generator[1]) == 1 and len(epoch) > 1
+
+
+def test_shapes(epoch, config):
+    b, h = config.rollout_batch, config.horizon
+    t = epoch[0]
+    assert t.transition.observation.shape == t.transition.next_observation.shape == (b, h, 3)
+    assert t.transition.action.shape == (b, h, 2)
+    for x in (t.transition.reward, t.transition.discount, t.timestep, t.return_to_go, t.mask):
+        assert x.shape == (b, h)
+    assert np.all(np.abs(t.transition.action) <= 1.0)
+
+
+def test_starts_from_real_states_and_inherits(epoch, data, config):
+    """Transition i stands where transition L - 1 + i of the source window stood."""
+    terminals = 0
+    for trajectories in epoch:
+        rows = source_rows(trajectories, data)
+        index = rows[:, None] + np.arange(config.horizon)
+        np.testing.assert_array_equal(trajectories.timestep, np.asarray(data.timestep)[index])
+        np.testing.assert_array_equal(
+            trajectories.return_to_go, np.asarray(data.return_to_go)[index]
+        )
+        np.testing.assert_array_equal(
+            trajectories.transition.discount, np.asarray(data.discount)[index]
+        )
+        assert np.all(trajectories.timestep[:, 0] >= config.policy.context_length - 1)
+        assert np.all(np.diff(trajectories.timestep, axis=1) == 1)
+        terminals += np.sum(trajectories.transition.discount == 0.0)
+        assert np.all(trajectories.transition.discount[:, :-1] == 1.0)
+    assert terminals > 0
+
+
+def test_states_follow_each_other(epoch):
+    for t in epoch:
+        np.testing.assert_allclose(
+            t.transition.next_observation[:, :-1], t.transition.observation[:, 1:], atol=1e-5
+        )
+
+
+def test_windows_of_an_epoch_are_distinct(epoch, data, config, dataset):
+    starts = np.concatenate([source_rows(t, data) for t in epoch]) - 2
+    assert len(set(starts)) == len(starts) == len(epoch) * config.rollout_batch
+    assert np.all(np.asarray(dataset.remaining)[starts] >= config.window_length)
+    assert len(data.starts) == windows.num_windows(dataset, config.window_length)
+    assert len(data.starts) - len(starts) < config.rollout_batch
+
+
+def test_epochs_differ_and_chunks_repeat(generator, model_states, data, epoch):
+    run = lambda key, i: generator[0](  # noqa: E731
+        model_states, data, jax.random.key(key), jnp.int32(i)
+    )
+    jax.tree.map(np.testing.assert_array_equal, run(0, 1), epoch[1])
+    again, other = run(0, len(epoch)), run(1, 0)
+    for x in (again, other):
+        assert not np.array_equal(x.timestep, epoch[0].timestep)
+        assert not np.array_equal(x.transition.action, epoch[0].transition.action)
+    assert len(generator[1]) == 1
+
+
+@pytest.mark.parametrize("field", ["dynamics_dropout", "deterministic_policy"])
+def test_switches(task, config, model_states, data, epoch, field):
+    other = dataclasses.replace(config, **{field: not getattr(config, field)})
+    run = jax.jit(tgcvg.make(task, other).generate)
+    t = jax.tree.map(np.asarray, run(model_states, data, jax.random.key(0), jnp.int32(0)))
+    base = epoch[0].transition
+    np.testing.assert_array_equal(t.transition.observation[:, 0], base.observation[:, 0])
+    same_actions = np.allclose(t.transition.action[:, 0], base.action[:, 0])
+    same_next = np.allclose(t.transition.next_observation[:, 0], base.next_observation[:, 0])
+    assert (same_actions, same_next) == ((True, False) if "dropout" in field else (False, False))
+
+
+def test_generates_fewer_windows_than_a_batch(task, config, model_states, data):
+    few = data.replace(starts=data.starts[:3])
+    shapes = jax.eval_shape(
+        tgcvg.make(task, config).generate, model_states, few, jax.random.key(0), jnp.int32(5)
+    )
+    assert shapes.timestep.shape == (3, config.horizon)
+
+
+def test_keep_plausible():
+    rewards = {
+        "good": [1.0, 0.5], "low": [-3.0, 0.0], "at the lowest": [-1.0, -1.0],
+        "at twice the highest": [4.0, 4.0], "exploded": [4.0, 4.5], "nan": [1.0, np.nan],
+        "infinite": [np.inf, 1.0], "minus infinity": [1.0, -np.inf],
+    }  # fmt: skip
+    kept = ("good", "at the lowest", "at twice the highest")
+    n = len(rewards)
+    transition = Transition(
+        observation=jnp.zeros((n, 2, 3)),
+        action=jnp.zeros((n, 2, 2)),
+        reward=jnp.array(list(rewards.values())),
+        discount=jnp.ones((n, 2)),
+        next_observation=jnp.zeros((n, 2, 3)),
+    )
+    keep = tgcvg.keep_plausible(transition, jnp.array([-1.0, 2.0]), 2.0)
+    actual = dict(zip(rewards, np.asarray(keep)))
+    assert actual == {name: name in kept for name in rewards}
+    for field in ("observation", "action", "next_observation"):
+        bad = getattr(transition, field).at[0, 1, 0].set(jnp.nan)
+        keep = tgcvg.keep_plausible(
+            transition._replace(**{field: bad}), jnp.array([-1.0, 2.0]), 2.0
+        )
+        assert not keep[0] and keep[2]
+
+
+def test_implausible_trajectories_are_masked_whole(generator, model_states, data):
+    narrow = data.replace(reward_range=jnp.array([1e6, 1e6]))
+    t = generator[0](model_states, narrow, jax.random.key(0), jnp.int32(0))
+    assert not np.any(t.mask)
+    wide = data.replace(reward_range=jnp.array([-1e6, 1e6]))
+    assert np.all(generator[0](model_states, wide, jax.random.key(0), jnp.int32(0)).mask)
+
+
+@pytest.mark.parametrize("length", (31, 1000))
+def test_no_window_is_an_error(task, config, dataset, length):
+    long = tgcvg.make(task, dataclasses.replace(config, window_length=length))
+    with pytest.raises(UserError, match=rf"window of {length} transitions \(the source window K"):
+        long.prepare(dataset)
+
+
+def test_settings_of_the_papers():
+    Case = collections.namedtuple("Case", "length weight window steps hidden")
+    cases = {
+        "halfcheetah-medium": Case(5, 0.1, 60, 2, 200),
+        "halfcheetah-medium-expert": Case(20, 10.0, 60, 2, 400),
+        "hopper-medium-replay": Case(20, 2.0, 40, 5, 200),
+        "walker2d-medium-expert": Case(20, 10.0, 40, 3, 200),
+        "unheard-of": Case(20, 5.0, 60, 5, 200),
+    }
+    for family, case in cases.items():
+        config = tgcvg.for_task(Task("x", "", 3, 2, 10, family=family))
+        found = Case(
+            config.policy.context_length, config.policy.cql_weight, config.window_length,
+            config.dynamics.max_steps, config.dynamics.hidden_dim,
+        )  # fmt: skip
+        assert found == case, family
+        assert config.horizon == case.window + 1 - case.length
+    assert not tgcvg.as_paper(tgcvg.Config()).dynamics_dropout
