@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 
 from tgcvg_jax.types import Task, UserError
@@ -51,7 +53,10 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         del argv
-        logging.set_verbosity(logging.ERROR)  # JAX tells at INFO which backends it tried
+        logging.set_verbosity(logging.ERROR)  # JAX and Orbax say much at INFO
+        if "JAX_DEFAULT_MATMUL_PRECISION" not in os.environ:
+            # JAX's default is TF32 on recent GPUs, bfloat16 on TPUs; the references use float32.
+            jax.config.update("jax_default_matmul_precision", "float32")
         try:
             main()
         except UserError as e:
@@ -67,13 +72,11 @@ def run(main: Callable[[], None]) -> None:
 
 def task_dir(task: Task, *parts: str) -> Path:
     """<workdir>/<env>/..., with `/` in a name as `_`."""
-    return Path(FLAGS.workdir).joinpath(task.name.replace("/", "_"), *parts)
+    return Path(FLAGS.workdir).expanduser().joinpath(task.name.replace("/", "_"), *parts)
 
 
 def slow_hint() -> str:
     """What to say beside a long estimate."""
-    import jax
-
     on_cpu = jax.default_backend() == "cpu"
     return " (on a CPU try --preset=quick)" if on_cpu and FLAGS.preset == "paper" else ""
 
@@ -90,7 +93,7 @@ def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {re.sub(chr(10) + '+ *', ' ', message.strip())}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 

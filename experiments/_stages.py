@@ -77,7 +77,7 @@ def open_checkpoints(
       config: the synthesizer's config.
       dataset: the original data.
     """
-    kinds = SYNTHESIZERS[name].KINDS
+    kinds = SYNTHESIZERS[name].MODEL_KINDS
     return {
         model: Checkpointer(
             _main.task_dir(task, name, model),
@@ -99,20 +99,16 @@ def train_model(
       dataset: the original data.
       checkpointer: its folder.
     """
-    if learner.steps_per_epoch is None:
-        num_steps = config.num_steps
-    else:
-        num_steps = config.max_epochs * learner.steps_per_epoch(learner.prepare(dataset))
+    validates = learner.validate is not None
     done = checkpointer.latest()
     result = training.fit(
         learner,
         dataset,
-        num_steps=num_steps,
+        num_steps=None if validates else config.num_steps,
+        num_epochs=config.max_epochs if validates else None,
         seeds=[FLAGS.seed],
         checkpointer=checkpointer,
         metrics_path=checkpointer.directory / "metrics.csv",
-        log_every=min(1_000, max(num_steps // 20, 1)),
-        save_every=min(10_000, max(num_steps // 4, 1)),
         console=reporting.Console(),
         label=model,
         hint=_main.slow_hint(),

@@ -13,6 +13,7 @@ next states compared, in standard deviations of the data.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,7 +43,8 @@ def main() -> None:
     """Restores and scores."""
     if FLAGS.checkpoint is None:
         raise UserError("--checkpoint is required, for example runs/hopper-medium-v2/tgcvg/policy")
-    metadata = read_metadata(FLAGS.checkpoint)
+    checkpoint = Path(FLAGS.checkpoint).expanduser()
+    metadata = read_metadata(checkpoint)
     kinds = LEARNERS | MODELS
     if metadata.get("kind") not in kinds:
         raise UserError(f"{FLAGS.checkpoint}: {metadata.get('kind')!r} is no model of this version")
@@ -53,11 +55,13 @@ def main() -> None:
     module = kinds[metadata["kind"]]
     config = config_lib.from_dict(module.Config, metadata["config"])
     learner = module.make(task, config)
-    states = restore(FLAGS.checkpoint, _abstract_state(task, learner, len(metadata["seeds"])))
+    states = restore(checkpoint, _abstract_state(task, learner, len(metadata["seeds"])))
     if learner.policy is not None:
         score_policy(metadata["kind"], task, learner, states, metadata["seeds"])
-    else:
+    elif metadata["kind"] == "any_step_dynamics":
         score_dynamics(task, config, states)
+    else:
+        raise UserError(f"{FLAGS.checkpoint}: nothing to score in a {metadata['kind']}")
 
 
 def score_policy(kind: str, task: Task, learner: Learner, states: Any, seeds: list[int]) -> None:
@@ -101,8 +105,10 @@ def score_dynamics(task: Task, config: any_step_dynamics.Config, states: Any) ->
     scale = np.asarray(state.observation_normalizer.std)
     predicted = t.observation + mean[:, :-1]
     error = oracle.dynamics_error(task, t.observation, t.action, predicted, mean[:, -1], scale)
-    kept = error["num_rows"] - error["num_masked"]
-    print(f"one-step error on {kept:,} states of the dataset, in standard deviations of the data")
+    print(
+        f"one-step error on {error['num_rows']:,} states of the dataset, in standard deviations "
+        f"of the data ({error['num_masked']:,} more are clipped, so not a full state)"
+    )
     rows = [
         ("learned dynamics", f"{error['rms']:.4f}", f"{error['median']:.4f}"),
         ("no change", f"{error['no_change_rms']:.4f}", f"{error['no_change_median']:.4f}"),

@@ -107,8 +107,10 @@ def main() -> None:
 
 def fuse(task: Task, dataset: Dataset) -> Dataset:
     """The original data and the synthetic file of the command line."""
-    path = FLAGS.synthetic or _main.task_dir(task, FLAGS.synthesizer, "synthetic.hdf5")
-    if not Path(path).exists():
+    path = _main.task_dir(task, FLAGS.synthesizer, "synthetic.hdf5")
+    if FLAGS.synthetic:
+        path = Path(FLAGS.synthetic).expanduser()
+    if not path.exists():
         raise UserError(
             f"{path}: no synthetic data here; make it with python -m experiments.synthesize "
             f"--env={FLAGS.env} --synthesizer={FLAGS.synthesizer}, or name it with --synthetic"

@@ -147,7 +147,7 @@ class Toy:
                 validations=state.validations + 1,
                 finished=state.finished | ~better,
             )
-            return state, {"error": error}, state.finished
+            return state, {"error": error}
 
         self.learner = Learner(
             prepare=lambda dataset: dataset.transition.reward,

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from typing import Literal
 
 import pytest
@@ -70,8 +71,8 @@ def test_later_assignments_win_and_the_original_stays():
         ("limit=x", "int or NoneType"),
         ("on=yes", "not of type bool"),
         ("inner.rate=fast", "not of type float"),
-        ("inner.widths=a", "tuple"),
-        ("inner.widths=", "tuple"),
+        ("inner.widths=a", "'a' is not of type int"),
+        ("inner.widths=(1.7,8)", "'1.7' is not of type int"),
         ("inner.mode=max", "one of mean, half_sum"),
     ],
 )
@@ -115,3 +116,19 @@ def test_difference():
 def test_presets_name_real_fields(preset):
     config = config_lib.replace_nested(tgcvg.Config(), tgcvg.PRESETS[preset])
     assert config.horizon == config.window_length + 1 - config.policy.context_length
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("inner.widths=", "inner.widths: must not be empty"),
+        ("inner.widths=(8,0)", "inner.widths=0: must be at least 1"),
+        ("steps=-3", "steps=-3: must be a number of at least 0"),
+        ("inner.rate=nan", "inner.rate=nan"),
+        ("inner.rate=inf", "inner.rate=inf"),
+        ("inner.rate=-1", "inner.rate=-1.0"),
+    ],
+)
+def test_numbers_out_of_range(assignment, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        config_lib.override(Outer(), [assignment])

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("types", "tasks", "config"),
+    ("types", "tasks", "config", "files"),
     ("ops", "networks"),
     ("data", "envs", "training", "checkpoint", "reporting", "plotting"),
     ("learners", "models", "evaluation"),

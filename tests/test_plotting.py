@@ -47,13 +47,13 @@ def test_summary(tmp_path):
 
 
 def test_summary_of_odd_data(tmp_path):
-    """Dicts, unnamed dimensions, constants, non-finite synthetic values, no curves."""
+    """Unnamed dimensions, constants, non-finite synthetic values, no curves."""
     task = Task("mine", "", 4, 1, 100)
-    original = transitions(200, 4, 1)._asdict()
-    original["reward"][:] = 1.0
-    synthetic = transitions(5, 4, 1, seed=1)._asdict()
-    synthetic["observation"][0, 0] = np.nan
-    synthetic["reward"][0] = np.inf
+    original = transitions(200, 4, 1)
+    original.reward[:] = 1.0
+    synthetic = transitions(5, 4, 1, seed=1)
+    synthetic.observation[0, 0] = np.nan
+    synthetic.reward[0] = np.inf
     plotting.summary(tmp_path / "a.png", task, original, synthetic)
     assert (tmp_path / "a.png").stat().st_size > 10_000
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tgcvg_jax import reporting
+from tgcvg_jax.files import atomic_path
 
 
 def test_rows_of_one_step_join_and_unlogged_cells_stay_empty(tmp_path):
@@ -33,9 +34,9 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path):
 
 def test_atomic_path_keeps_the_old_file_on_failure(tmp_path):
     path = tmp_path / "sub" / "file"
-    with reporting.atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text("old")
-    with pytest.raises(RuntimeError), reporting.atomic_path(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["file"]

@@ -20,6 +20,7 @@ MODULES = {
 
 def numbers(tree):
     """Leaves as numpy arrays, keys as their data."""
+
     def convert(x):
         return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
@@ -89,9 +90,7 @@ def test_resumed_run_ends_in_the_same_bits(runs, dataset, tmp_path, name):
         fit(learner, num_steps=12, callbacks=killer, checkpointer=checkpointer, **arguments)
     checkpointer = Checkpointer(tmp_path / "run", {"kind": name})
     assert 0 < checkpointer.latest() < 10
-    result = fit(
-        learner, num_steps=12, checkpointer=checkpointer, chunk_seconds=1e-9, **arguments
-    )
+    result = fit(learner, num_steps=12, checkpointer=checkpointer, chunk_seconds=1e-9, **arguments)
     assert result.step == expected.step == 12
     assert_same_bits(result.state, expected.state)
     # What is on disk is the state, and the metrics tell nothing of the interruption.
@@ -212,7 +211,7 @@ def test_divergence_is_an_error_and_the_checkpoint_before_survives(toy, dataset,
     learner = toy(metric=lambda t: jnp.where(t == 25, jnp.nan, 1.0))
     keeper = Checkpointer(tmp_path / "run", {})
     path = tmp_path / "metrics.csv"
-    with pytest.raises(DivergenceError, match=r"metric is not finite at step 30.* step 20"):
+    with pytest.raises(DivergenceError, match=r"metric of seed 0 is not finite at step 30.* step 20"):
         fit(learner, dataset, num_steps=100, log_every=10, save_every=10, checkpointer=keeper,
             metrics_path=path)  # fmt: skip
     assert keeper.latest() == 20

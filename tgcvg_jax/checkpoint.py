@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tgcvg_jax import config as config_lib
-from tgcvg_jax.types import PyTree, UserError
+from tgcvg_jax.types import PyTree, UserError, one_line
 
 # Fields that may change between runs without making the state another one: they say how long to
 # train, not what is trained.
@@ -54,7 +53,6 @@ class Checkpointer:
     def save(self, step: int, state: PyTree) -> None:
         """Writes the state; returns when it is on disk."""
         if self._manager is None:
-            _quiet()
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
             )
@@ -68,7 +66,6 @@ class Checkpointer:
                 state=ocp.args.StandardSave(host), metadata=ocp.args.JsonSave(self.metadata)
             ),
         )
-        self._manager.wait_until_finished()
 
     def restore(self, like: PyTree) -> PyTree:
         """The last state, in the structure, shapes and types of `like` (arrays or shapes)."""
@@ -89,7 +86,6 @@ def restore(directory: str | Path, like: PyTree) -> PyTree:
     step = _latest(directory)
     if step is None:
         raise UserError(f"{directory}: no checkpoint here")
-    _quiet()
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(_keys_to_data, like)
     )
@@ -100,10 +96,9 @@ def restore(directory: str | Path, like: PyTree) -> PyTree:
             if found.shape != wanted.shape:  # Orbax doesn't compare them
                 raise ValueError(f"an array has shape {found.shape} instead of {wanted.shape}")
     except Exception as e:  # Orbax raises many types for a damaged or foreign folder
-        message = str(e).strip().splitlines()
         raise UserError(
             f"{directory / str(step)}: this checkpoint can't be read "
-            f"({message[0][:200] if message else type(e).__name__}); delete it to start over"
+            f"({one_line(e)}); delete it to start over"
         ) from e
     is_key = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key), like)
     return jax.tree.map(lambda x, key: jax.random.wrap_key_data(x) if key else x, data, is_key)
@@ -122,12 +117,14 @@ def read_metadata(directory: str | Path, *, missing_ok: bool = False) -> dict[st
             return None
         raise UserError(f"{directory}: no checkpoint here; --checkpoint is a folder such as "
                         "runs/hopper-medium-v2/tgcvg/policy")  # fmt: skip
-    _quiet()
     try:
         handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
         return handler.restore(directory / str(step) / "metadata")
     except Exception as e:
-        raise UserError(f"{directory / str(step)}: its metadata can't be read ({e})") from e
+        raise UserError(
+            f"{directory / str(step)}: its metadata can't be read ({one_line(e)}); "
+            "delete it to start over"
+        ) from e
 
 
 def _latest(directory: Path) -> int | None:
@@ -138,9 +135,14 @@ def _latest(directory: Path) -> int | None:
 
 
 def _fixed(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not change. A task counts by its physics: its data is known by a checksum."""
     fixed = dict(metadata)
-    if isinstance(config := fixed.get("config"), Mapping):
-        fixed["config"] = {k: v for k, v in config.items() if k not in EXTENDABLE}
+    for name, keep in (
+        ("config", lambda field: field not in EXTENDABLE),
+        ("task", lambda field: field in ("name", "environment", "observation_dim", "action_dim")),
+    ):
+        if isinstance(values := fixed.get(name), Mapping):
+            fixed[name] = {k: v for k, v in values.items() if keep(k)}
     return _jsonify(fixed)
 
 
@@ -158,8 +160,3 @@ def _keys_to_data(state: PyTree) -> PyTree:
         return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
     return jax.tree.map(convert, state)
-
-
-def _quiet() -> None:
-    """Orbax reports each save at INFO, and a missing sharding file of host arrays as a warning."""
-    logging.getLogger("absl").setLevel(logging.ERROR)

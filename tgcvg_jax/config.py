@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -28,14 +28,39 @@ def override(config: Any, assignments: Iterable[str]) -> Any:
       A copy with the values replaced.
 
     Raises:
-      UserError: unknown field, or a value of another type.
+      UserError: unknown field, or a value of another type or out of range (see `check`).
     """
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise UserError(f"--set {assignment}: expected field.path=value")
         config = _assign(config, path.strip().split("."), text.strip(), assignment)
+    check(config)
     return config
+
+
+def check(config: Any, prefix: str = "") -> None:
+    """Refuses numbers that no config means.
+
+    None may be negative, NaN or infinite, and a whole number (a size or a count) may be 0 only if
+    its default is.
+
+    Raises:
+      UserError: the field and its value.
+    """
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            check(value, f"{name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            if not 0 <= number < math.inf:
+                raise UserError(f"{name}={number}: must be a number of at least 0")
+            if isinstance(number, int) and number == 0 and field.default != 0:
+                raise UserError(f"{name}={number}: must be at least 1")
+        if isinstance(value, tuple) and not value:
+            raise UserError(f"{name}: must not be empty")
 
 
 def replace_nested(config: Any, values: Mapping[str, Any]) -> Any:
@@ -93,12 +118,12 @@ def _parse(text: str, hint: Any, assignment: str) -> Any:
             if option is float:
                 return float(text)
             if typing.get_origin(option) is tuple:
-                value = ast.literal_eval(text)
                 (item, *_) = typing.get_args(option)
-                return tuple(item(x) for x in (value if isinstance(value, tuple) else (value,)))
+                items = text.strip("()[] ").split(",")
+                return tuple(_parse(x.strip(), item, assignment) for x in items if x.strip())
             if typing.get_origin(option) is typing.Literal and text in typing.get_args(option):
                 return text
-        except (ValueError, SyntaxError, TypeError):
+        except ValueError:
             continue
     expected = " or ".join(_name(option) for option in options)
     raise UserError(f"--set {assignment}: {text!r} is not of type {expected}")

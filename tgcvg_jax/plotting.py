@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from tgcvg_jax.files import atomic_path
 from tgcvg_jax.types import Task, Transition
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps [T], values [T] or [T, N]
@@ -43,9 +43,10 @@ JOINTS = {
 def summary(
     path: str | os.PathLike,
     task: Task,
-    original: Transition | Mapping[str, np.ndarray],
-    synthetic: Transition | Mapping[str, np.ndarray],
+    original: Transition,
+    synthetic: Transition,
     curves: Mapping[str, Mapping[str, Curve]] | None = None,
+    synthetic_size: int | None = None,
 ) -> None:
     """Draws what a synthesizer made beside what it was made from.
 
@@ -55,10 +56,11 @@ def summary(
     synthetic data lies outside.
 
     Args:
-      path: the PNG; its folder must exist. Written whole or not at all.
+      path: the PNG. Written whole or not at all.
       task: names the figure, and the dimensions where they are known.
-      original: a Transition of numpy arrays [M, ...] or a dict with its field names.
+      original: numpy fields [M, ...].
       synthetic: the same, of any size.
+      synthetic_size: transitions in all, where `synthetic` is a part of them.
       curves: model name -> metric name -> (steps [T], values [T] or [T, N seeds]).
     """
     old, new = _subsample(original), _subsample(synthetic)
@@ -71,7 +73,7 @@ def summary(
     figure = Figure(figsize=(14, sum(heights)), dpi=100, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.04)  # inches
     parts = list(figure.subfigures(len(heights), 1, height_ratios=heights))
-    _header(parts[0], task, len(_field(original, "reward")), len(_field(synthetic, "reward")))
+    _header(parts[0], task, len(original.reward), synthetic_size or len(synthetic.reward))
     _overview(parts[1], old, new)
 
     axes = _grid(parts[2], states + actions, rows[0], "States and actions, density of each")
@@ -101,7 +103,7 @@ def learning_curve(
     """Draws scores against gradient steps, one line for each method.
 
     Args:
-      path: the PNG; its folder must exist. Written whole or not at all.
+      path: the PNG. Written whole or not at all.
       curves: method name -> (steps [T], values [T] or [T, N seeds]). With several seeds the line
         is their mean and the band one standard deviation to either side.
       title: of the figure.
@@ -242,25 +244,19 @@ def _action_labels(task: Task) -> list[str]:
     return [f"{j} torque (of its limit)" for j in joints]
 
 
-def _field(data: Transition | Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    return data[name] if isinstance(data, Mapping) else getattr(data, name)
-
-
-def _subsample(data: Transition | Mapping[str, np.ndarray]) -> Transition:
+def _subsample(data: Transition) -> Transition:
     """At most MAX_ROWS rows, the same ones every time, in float64. `discount` is not drawn."""
-    size = len(_field(data, "reward"))
+    size = len(data.reward)
     rows = np.arange(size)
     if size > MAX_ROWS:
         rows = np.sort(np.random.default_rng(0).choice(size, MAX_ROWS, replace=False))
     fields = {
-        name: np.asarray(np.asarray(_field(data, name))[rows], np.float64)
+        name: np.asarray(getattr(data, name)[rows], np.float64)
         for name in ("observation", "action", "reward", "next_observation")
     }
     return Transition(discount=np.empty(0), **fields)
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")

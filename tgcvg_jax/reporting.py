@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,18 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it if the block ends well, else removed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from tgcvg_jax.files import atomic_path
 
 
 class MetricsLog:
@@ -71,10 +59,7 @@ class MetricsLog:
         columns = dict.fromkeys(["step", "seed"])
         for row in self._rows:
             columns.update(dict.fromkeys(row))
-        with atomic_path(self._path) as temporary, temporary.open("w", newline="") as f:
-            writer = csv.DictWriter(f, list(columns), restval="")
-            writer.writeheader()
-            writer.writerows(self._rows)
+        _write_csv(self._path, list(columns), self._rows)
 
     def curves(self, by_seed: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Metric name -> (steps [T], values [T]), means over seeds; values [T, N] if `by_seed`."""
@@ -96,6 +81,24 @@ def read_curves(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`MetricsLog.curves` of a file."""
     return MetricsLog(path, resume_step=sys.maxsize).curves(by_seed)
+
+
+def join_logs(path: str | Path, logs: Mapping[str, str | Path]) -> None:
+    """One CSV file of several models' metrics, with a first column that names the model."""
+    columns, rows = {"model": None}, []
+    for model, log in logs.items():
+        with Path(log).open(newline="") as f:
+            reader = csv.DictReader(f)
+            columns |= dict.fromkeys(reader.fieldnames or ())
+            rows += [{"model": model, **row} for row in reader]
+    _write_csv(Path(path), list(columns), rows)
+
+
+def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as f:
+        writer = csv.DictWriter(f, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 class Console:
@@ -129,11 +132,9 @@ class Console:
                 mininterval=0.5 if terminal else 20.0,  # in a log file, a line now and then
             )
 
-    def advance(self, count: int, note: str = "") -> None:
+    def advance(self, count: int) -> None:
         """Moves the bar."""
         if self._bar is not None:
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
 
     def print(self, line: str) -> None:
@@ -152,7 +153,7 @@ class Console:
 def progress(
     console: Console, label: str, total: int | None, initial: int = 0, unit: str = "step"
 ) -> Iterator[Callable[..., None]]:
-    """A bar for the block; yields `advance(count, note)`. The bar closes before an error prints."""
+    """A bar for the block; yields `advance(count)`. The bar closes before an error prints."""
     console.start(label, total, initial, unit)
     try:
         yield console.advance

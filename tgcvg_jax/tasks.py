@@ -31,6 +31,9 @@ class TGCVGSettings(NamedTuple):
 
 TGCVG_SETTINGS = {
     #                                           L   lambda  K  m  hidden
+    "halfcheetah-random": TGCVGSettings(max_steps=2),  # ADMPO's; the paper has no random data
+    "hopper-random": TGCVGSettings(max_steps=5),
+    "walker2d-random": TGCVGSettings(max_steps=2),
     "halfcheetah-medium": TGCVGSettings(5, 0.1, 60, 2, 200),
     "halfcheetah-medium-replay": TGCVGSettings(5, 0.1, 60, 2, 200),
     "halfcheetah-medium-expert": TGCVGSettings(20, 10.0, 60, 2, 400),

@@ -119,12 +119,13 @@ def fit(
     learner: Learner,
     dataset: Dataset,
     *,
-    num_steps: int,
+    num_steps: int | None = None,
+    num_epochs: int | None = None,
     seeds: Sequence[int] = (0,),
     checkpointer: Checkpointer | None = None,
     metrics_path: str | Path | None = None,
-    log_every: int = 1_000,
-    save_every: int = 10_000,
+    log_every: int | None = None,
+    save_every: int | None = None,
     callbacks: Sequence[Callback] = (),
     console: reporting.Console | None = None,
     label: str = "training",
@@ -140,11 +141,14 @@ def fit(
       dataset: what to train on.
       num_steps: gradient steps in all, rounded up to a multiple of `learner.steps_per_update`. With
         early stopping, the most.
+      num_epochs: in place of `num_steps`, for learners that validate.
       seeds: one run each, under one vmap.
       checkpointer: where to save and resume; None does neither.
       metrics_path: CSV file of the metrics.
-      log_every: gradient steps between rows of metrics, which are means over that interval.
-      save_every: gradient steps between checkpoints; rounded up to a multiple of `log_every`.
+      log_every: gradient steps between rows of metrics, which are means over that interval. Without
+        it 1,000, or a twentieth of a short run.
+      save_every: gradient steps between checkpoints, rounded up to a multiple of `log_every`.
+        Without it 10,000, or a quarter of a short run.
       callbacks: for example evaluation.
       console: progress bar and messages; None is silent.
       label: the bar's.
@@ -156,13 +160,12 @@ def fit(
 
     Raises:
       DivergenceError: a metric is NaN or infinite.
-      UserError: the dataset is not fit for the learner, or the checkpoint not of this run.
+      UserError: the dataset is not fit for the learner, or the checkpoint not of this run, or of
+        more steps than `num_steps`.
     """
     console = console or reporting.Console(enabled=False)
     per_update = learner.steps_per_update
     round_up = lambda steps, unit: -(-steps // unit) * unit  # noqa: E731
-    num_steps, log_every = round_up(num_steps, per_update), round_up(log_every, per_update)
-    save_every = round_up(save_every, log_every)
     seeds = list(seeds)
 
     data = learner.prepare(dataset)
@@ -170,17 +173,27 @@ def fit(
     if learner.validate is not None:
         epoch = round_up(learner.steps_per_epoch(data), per_update)
         validate = jax.jit(jax.vmap(learner.validate, in_axes=(0, None)))
+    if num_steps is None:
+        num_steps = num_epochs * epoch
+    num_steps = round_up(num_steps, per_update)
+    log_every = round_up(log_every or min(1_000, max(num_steps // 20, 1)), per_update)
+    save_every = round_up(save_every or min(10_000, max(num_steps // 4, 1)), log_every)
     intervals = [log_every, save_every, *([epoch] if epoch else [])]
     intervals += [round_up(callback.every, per_update) for callback in callbacks]
 
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(seed_keys(seeds))
     step = (checkpointer.latest() or 0) if checkpointer else 0
+    if step > num_steps:
+        raise UserError(
+            f"{checkpointer.directory} holds {step:,} steps already, more than the {num_steps:,} "
+            "asked for; ask for at least as many, or choose another --workdir"
+        )
     log = reporting.MetricsLog(metrics_path, resume_step=step)
     if step:
         state = checkpointer.restore(jax.eval_shape(lambda: init(learner, data, seeds)))
     else:
         state = init(learner, data, seeds)
-    finished = bool(jnp.all(state.finished)) if hasattr(state, "finished") else False
+    finished = bool(jnp.all(state.finished)) if epoch else False
     if step >= num_steps or finished:
         return FitResult(state, step, log, 0.0, float("nan"))
 
@@ -221,15 +234,16 @@ def fit(
                 sums, counted = jax.tree.map(jnp.zeros_like, sums), 0
                 for name, values in row.items():
                     if not np.all(np.isfinite(values)):
+                        bad = [s for s, v in zip(seeds, values) if not np.isfinite(v)]
                         kept = checkpointer.latest() if checkpointer else None
                         raise DivergenceError(
-                            f"{label}: {name} is not finite at step {step}; "
-                            f"the last checkpoint is of step {kept or 0}"
+                            f"{label}: {name} of seed {', '.join(map(str, bad))} is not finite at "
+                            f"step {step}; the last checkpoint is of step {kept or 0}"
                         )
             if epoch and (step % epoch == 0 or step >= num_steps):
-                state, metrics, stop = validate(state, data)
+                state, metrics = validate(state, data)
                 row |= {name: np.asarray(values) for name, values in metrics.items()}
-                finished = bool(jnp.all(stop))
+                finished = bool(jnp.all(state.finished))
             for callback in callbacks:
                 if step % round_up(callback.every, per_update) == 0 or step >= num_steps:
                     row |= callback.function(step, state) or {}

@@ -29,6 +29,11 @@ class UserError(Exception):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line, or its type if it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 class Source(NamedTuple):
     """One place where a task's data may come from.
 
@@ -36,12 +41,12 @@ class Source(NamedTuple):
       kind: `bundled` (a file of this package), `d4rl` (an HDF5 file, by file name), or `minari`
         (a dataset id).
       name: the file name or id.
-      url: for `d4rl`, the path below the download root.
+      path: for `d4rl`, the path below the download root.
     """
 
     kind: str
     name: str
-    url: str = ""
+    path: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +166,8 @@ class Policy(NamedTuple):
 class Learner(NamedTuple):
     """Anything trained by gradient, as pure functions, in the manner of an optax transformation.
 
-    `training.fit` runs it: scan over updates, vmap over seeds, donation, checkpoints and logging
-    are written once, there. A state is a `flax.struct` dataclass with at least `key` (a PRNG key,
+    `training.fit` runs it: the loop, vmap over seeds, donation, checkpoints and logging are written
+    once, there. A state is a `flax.struct` dataclass with at least `key` (a PRNG key,
     never advanced: noise comes from `fold_in(key, step)`) and `step` (int32, gradient steps done).
 
     Attributes:
@@ -174,9 +179,10 @@ class Learner(NamedTuple):
         scalars; `fit` reports their means.
       steps_per_update: gradient steps in one `update`.
       policy: how the trained state acts, if it can.
-      validate: optional, (state, data) -> (state, metrics, finished), called after every epoch.
-        Best snapshots and patience live in the state, so they resume exactly. Once `finished` is
-        True further calls must leave the state's result unchanged.
+      validate: optional, (state, data) -> (state, metrics), called after every epoch. Best
+        snapshots and patience live in the state, so they resume exactly, and so does a bool field
+        `finished`, which ends training once it is True for all seeds; from then on further calls
+        must leave the state's result unchanged.
       steps_per_epoch: with `validate`: data -> gradient steps between validations.
     """
 
@@ -186,7 +192,7 @@ class Learner(NamedTuple):
     update: Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array]]]
     steps_per_update: int = 1
     policy: Policy | None = None
-    validate: Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array], Array]] | None = None
+    validate: Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array]]] | None = None
     steps_per_epoch: Callable[[PyTree], int] | None = None
 
 

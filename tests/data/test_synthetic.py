@@ -4,7 +4,7 @@ import pytest
 
 from tgcvg_jax.data import d4rl
 from tgcvg_jax.data.dataset import Flat
-from tgcvg_jax.data.synthetic import SyntheticStore
+from tgcvg_jax.data.synthetic import CHUNK_ENDS, COLUMNS, SyntheticStore
 from tgcvg_jax.types import SYNTHETIC, Task, Transition, UserError
 
 S, A, H = 3, 2, 5
@@ -33,7 +33,7 @@ def fill(store: SyntheticStore, rows: int) -> None:
 
 def read(path) -> dict[str, np.ndarray]:
     with h5py.File(path) as f:
-        return {name: f[name][:] for name in f}
+        return {name: f[name][:] for name in (*COLUMNS, CHUNK_ENDS)}
 
 
 def assert_same(a, b):
@@ -90,16 +90,33 @@ def test_extends_a_finished_file(once, tmp_path, first):
     assert_same(path, once)
 
 
-def test_shrinks_a_finished_file(once, tmp_path):
-    store = SyntheticStore(tmp_path / "small.hdf5", IDENTITY)
-    fill(store, 33)
-    store.finish(33, {})
-    store = SyntheticStore(once, IDENTITY)
-    assert not store.is_finished(33)
-    fill(store, 33)
-    store.finish(33, {})
-    assert_same(once, store.path)
-    assert_same(once, tmp_path / "small.hdf5")
+def test_refuses_to_shrink(once):
+    """A mistyped number must not throw a finished file away."""
+    with pytest.raises(UserError, match="73 transitions already"):
+        SyntheticStore(once, IDENTITY).is_finished(33)
+
+
+def test_chunk_ends_are_no_attribute(once):
+    """Attributes are limited to 64 KB: 8,192 chunks."""
+    with h5py.File(once) as f:
+        assert isinstance(f[CHUNK_ENDS], h5py.Dataset)
+        np.testing.assert_array_equal(f[CHUNK_ENDS], [20, 40, 60])
+
+
+def test_parts_without_an_owner_are_nobody_s(tmp_path):
+    store = SyntheticStore(tmp_path / "synthetic.hdf5", IDENTITY)
+    store.add(chunk(0))
+    (tmp_path / "synthetic.parts" / "identity.json").unlink()
+    assert SyntheticStore(store.path, IDENTITY).progress().rows == 0
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    store = SyntheticStore(tmp_path / "synthetic.hdf5", IDENTITY)
+    store.add(chunk(0))
+    part = tmp_path / "synthetic.parts" / "chunk_000000.hdf5"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"chunk_000000\.hdf5: damaged"):
+        SyntheticStore(store.path, IDENTITY)
 
 
 def test_a_chunk_may_be_empty(once, tmp_path):

@@ -102,8 +102,8 @@ def test_validation_keeps_the_best_until_patience_ends(learner, state, data):
 
     offsets, seen = (1.0, 50.0, 60.0, 0.0), []
     for offset in offsets:
-        state, metrics, finished = validate(push(state, offset), data)
-        seen.append((bool(finished), int(state.stale_epochs), float(metrics["holdout_mse"])))
+        state, metrics = validate(push(state, offset), data)
+        seen.append((bool(state.finished), int(state.stale_epochs), float(metrics["holdout_mse"])))
     assert [s[:2] for s in seen] == [(False, 0), (False, 1), (True, 2), (True, 3)]
     assert seen[3][2] < seen[0][2] < seen[1][2]
     np.testing.assert_array_equal(state.best_params["params"]["head"]["bias"], 1.0)

@@ -62,9 +62,7 @@ def with_actor(state, **values):
 
 def test_windows_are_consecutive_rows_of_one_episode(batch, data, config):
     assert batch.observation.shape == (config.batch_size, config.context_length, 3)
-    np.testing.assert_allclose(
-        batch.observation[:, 1:], batch.next_observation[:, :-1], atol=1e-5
-    )
+    np.testing.assert_allclose(batch.observation[:, 1:], batch.next_observation[:, :-1], atol=1e-5)
     assert np.all(np.asarray(batch.discount)[:, :-1] == 1.0)
 
 
@@ -128,9 +126,7 @@ def test_gradients_go_to_their_own_part(task, config, state, batch, noise, updat
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads[name], other[name]
         )
-    same = jax.tree.map(
-        lambda a, b: bool(jnp.allclose(a, b)), grads["critic"], other["critic"]
-    )
+    same = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b)), grads["critic"], other["critic"])
     assert not all(jax.tree.leaves(same))
 
 

@@ -35,9 +35,7 @@ def run(params, observation, actions, k):
 def test_actions_after_the_kth_do_not_matter(params, inputs, k):
     observation, actions = inputs
     expected = run(params, observation, actions, k)
-    np.testing.assert_array_equal(
-        run(params, observation, actions.at[:, k:].set(5.0), k), expected
-    )
+    np.testing.assert_array_equal(run(params, observation, actions.at[:, k:].set(5.0), k), expected)
     np.testing.assert_allclose(run(params, observation, actions[:, :k], k), expected, atol=1e-6)
     assert not np.allclose(run(params, observation, actions.at[:, k - 1].set(5.0), k), expected)
 

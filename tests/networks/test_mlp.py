@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tgcvg_jax.networks.distributions import tanh_normal_log_prob, tanh_normal_sample
 from tgcvg_jax.networks.mlp import MLP, EnsembleQ, Linear, mish
+from tgcvg_jax.ops.distributions import tanh_normal_log_prob, tanh_normal_sample
 
 
 def test_mish(x64):

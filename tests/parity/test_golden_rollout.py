@@ -25,9 +25,7 @@ def transitions(z):
     config = tgcvg.Config(
         # Dropout is off when the noise has no keys: the rates below must not matter.
         policy=transformer_cql.Config(context_length=length, hidden_dim=16, dropout=0.5),
-        dynamics=any_step_dynamics.Config(
-            hidden_dim=int(z["hp/dynamics_hidden"]), dropout=0.5
-        ),
+        dynamics=any_step_dynamics.Config(hidden_dim=int(z["hp/dynamics_hidden"]), dropout=0.5),
     )
     with jax.enable_x64(True):
         w = {name: jnp.asarray(value) for name, value in z.items()}

@@ -62,9 +62,7 @@ def updates(z):
     def actor_update(state, batch):
         grad = jax.grad(td3_bc.actor_loss, has_aux=True)
         grads, _ = grad(state.actor, state.critic, batch, TASK, config)
-        action = td3_bc.act(
-            td3_bc.make_networks(TASK, config)[0], state.actor, batch.observation
-        )
+        action = td3_bc.act(td3_bc.make_networks(TASK, config)[0], state.actor, batch.observation)
         new, info = td3_bc.actor_step(state, batch, **static)
         return new, info, grads, action
 

@@ -11,8 +11,8 @@ import pytest
 
 from tgcvg_jax.data.normalize import fit_normalizer
 from tgcvg_jax.models import transformer_cql as tcql
-from tgcvg_jax.networks.distributions import tanh_normal_sample
 from tgcvg_jax.ops import losses, returns
+from tgcvg_jax.ops.distributions import tanh_normal_sample
 from tgcvg_jax.types import Task, Transition
 
 TASK = Task("golden", "", observation_dim=5, action_dim=3, episode_length=1)

@@ -171,15 +171,38 @@ def test_keep_plausible():
         discount=jnp.ones((n, 2)),
         next_observation=jnp.zeros((n, 2, 3)),
     )
-    keep = tgcvg.keep_plausible(transition, jnp.array([-1.0, 2.0]), 2.0)
+    keep = tgcvg.keep_plausible(transition, jnp.array([-1.0, 2.0]), tgcvg.Config())
     actual = dict(zip(rewards, np.asarray(keep)))
     assert actual == {name: name in kept for name in rewards}
     for field in ("observation", "action", "next_observation"):
         bad = getattr(transition, field).at[0, 1, 0].set(jnp.nan)
         keep = tgcvg.keep_plausible(
-            transition._replace(**{field: bad}), jnp.array([-1.0, 2.0]), 2.0
+            transition._replace(**{field: bad}), jnp.array([-1.0, 2.0]), tgcvg.Config()
         )
         assert not keep[0] and keep[2]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "slack", "mean", "kept"),
+    [
+        (-1.0, -1.0, 0.0, -1.0, True),  # constant negative rewards
+        (-2.0, -0.5, 0.0, -0.4, True),
+        (-2.0, -0.5, 0.0, 0.1, False),
+        (0.0, 1.0, 0.0, -0.001, False),  # sparse rewards need the slack that mazes get
+        (0.0, 1.0, 1.0, -0.001, True),
+        (0.0, 1.0, 1.0, -1.001, False),
+    ],
+)
+def test_filter_where_rewards_are_not_positive(low, high, slack, mean, kept):
+    transition = Transition(*(jnp.full((1, 2), mean) for _ in Transition._fields))
+    config = tgcvg.Config(min_reward_slack=slack)
+    assert bool(tgcvg.keep_plausible(transition, jnp.array([low, high]), config)[0]) == kept
+
+
+@pytest.mark.parametrize("window_length", (1, 2))
+def test_window_shorter_than_the_context_is_an_error(task, config, window_length):
+    with pytest.raises(UserError, match=r"K must be at least L"):
+        tgcvg.make(task, dataclasses.replace(config, window_length=window_length))
 
 
 def test_implausible_trajectories_are_masked_whole(generator, model_states, data):

@@ -23,9 +23,8 @@ from tgcvg_jax.data.dataset import (
     make_dataset,
     split,
 )
-from tgcvg_jax.data.validate import one_line
 from tgcvg_jax.envs import mujoco_warnings
-from tgcvg_jax.types import Dataset, Source, Task, UserError
+from tgcvg_jax.types import Dataset, Source, Task, UserError, one_line
 
 __all__ = [
     "Flat",
@@ -115,7 +114,7 @@ def load(
         return minari.read(source.name, task, data_dir)
     path = _find_d4rl(source, data_dir)
     if path is None:
-        path = download.fetch(source.url, _d4rl_folders(data_dir)[0] / source.name)
+        path = download.fetch(source.path, _d4rl_folders(data_dir)[0] / source.name)
     return d4rl.read(path, task)
 
 
@@ -132,7 +131,7 @@ def _d4rl_folders(data_dir: str | Path | None) -> list[Path]:
 
 def _find_d4rl(source: Source, data_dir: str | Path | None) -> Path | None:
     # Directly in the folder, or as the server lays it out: gym_mujoco_v2/hopper_medium-v2.hdf5.
-    names = (source.name, source.url or source.name)
+    names = (source.name, source.path or source.name)
     paths = (folder / name for folder in _d4rl_folders(data_dir) for name in names)
     return next((path for path in paths if path.is_file()), None)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tgcvg_jax import tasks
-from tgcvg_jax.data.validate import one_line, open_hdf5
-from tgcvg_jax.types import UserError
+from tgcvg_jax.data.validate import open_hdf5
+from tgcvg_jax.types import UserError, one_line
 
 ROOT = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 CONNECT_SECONDS = 20.0  # until the server answers, name lookup included

@@ -16,8 +16,8 @@ import numpy as np
 from minari.dataset.minari_dataset import DATASET_ID_RE, EpisodeData
 
 from tgcvg_jax.data.dataset import make_dataset
-from tgcvg_jax.data.validate import check_fields, one_line, open_hdf5
-from tgcvg_jax.types import Dataset, Source, Task, Transition, UserError
+from tgcvg_jax.data.validate import check_fields, open_hdf5
+from tgcvg_jax.types import Dataset, Source, Task, Transition, UserError, one_line
 
 _FILE = "main_data.hdf5"
 

@@ -21,6 +21,7 @@ from minari.dataset.minari_dataset import EpisodeData
 from tgcvg_jax.data import minari
 from tgcvg_jax.data.dataset import make_dataset
 from tgcvg_jax.data.validate import check_fields, open_hdf5
+from tgcvg_jax.files import atomic_path
 from tgcvg_jax.types import Dataset, Task, Transition
 
 TRANSITIONS = 20_000
@@ -87,7 +88,7 @@ def write(
     arrays["lengths"] = np.array([len(e.actions) for e in episodes], np.int32)
     arrays["terminated"] = np.array([e.terminations[-1] for e in episodes], bool)
     assert join("terminations").sum() == arrays["terminated"].sum()
-    with h5py.File(path, "w") as file:
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         for name, array in arrays.items():
             # One column a chunk: neighbours of the same quantity compress best.
             chunks = (len(array), 1)[: array.ndim]

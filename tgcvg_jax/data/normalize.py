@@ -19,10 +19,6 @@ class Normalizer:
         """Raw to standardised."""
         return (x - self.mean) / self.std
 
-    def invert(self, z: Array) -> Array:
-        """Standardised to raw."""
-        return z * self.std + self.mean
-
 
 def fit_normalizer(x: Array, *, eps: float, ddof: int = 0, floor: float = 0.0) -> Normalizer:
     """Statistics over all leading axes.
@@ -31,12 +27,14 @@ def fit_normalizer(x: Array, *, eps: float, ddof: int = 0, floor: float = 0.0) -
       x: [..., S].
       eps: added to the standard deviation.
       ddof: 1 for the sample standard deviation (torch's default), 0 for numpy's.
-      floor: dimensions whose standard deviation is below this are left unscaled (std 1).
+      floor: if positive, dimensions whose standard deviation is below this, or below the rounding
+        error of their mean, are left unscaled (std 1): they are constant.
     """
     axes = tuple(range(x.ndim - 1))
     mean = jnp.mean(x, axes)
     # Two passes: E[x^2] - E[x]^2 loses all digits in float32 where |mean| >> std.
     count = x.size // x.shape[-1]
     std = jnp.sqrt(jnp.sum(jnp.square(x - mean), axes) / max(count - ddof, 1))
-    std = jnp.where(std < floor, 1.0, std)
+    if floor > 0.0:
+        std = jnp.where(std < jnp.maximum(floor, 1e-6 * jnp.abs(mean)), 1.0, std)
     return Normalizer(mean=mean, std=std + eps)

@@ -19,10 +19,22 @@ import numpy as np
 
 from tgcvg_jax import config as config_lib
 from tgcvg_jax.data.dataset import Flat
-from tgcvg_jax.reporting import atomic_path
-from tgcvg_jax.types import UserError
+from tgcvg_jax.files import atomic_path
+from tgcvg_jax.types import Transition, UserError, one_line
 
 Rows = dict[str, np.ndarray]
+COLUMNS = (
+    "observations",
+    "actions",
+    "rewards",
+    "next_observations",
+    "terminals",
+    "timeouts",
+    "timesteps",
+    "returns_to_go",
+)
+CHUNK_ENDS = "metadata/chunk_ends"  # rows after each whole chunk; an attribute is limited to 64 KB
+IDENTITY = "identity.json"
 
 
 @dataclasses.dataclass
@@ -43,32 +55,23 @@ class SyntheticStore:
 
     Args:
       path: of the final HDF5 file; parts stand beside it in `<name>.parts/`.
-      identity: JSON-ready dict of all that determines the rows: config, seed, models, source.
+      identity: JSON-ready dict of all that determines the rows: config, seed, source.
 
     Raises:
-      UserError: the file or its parts come from another identity.
+      UserError: the file or its parts come from another identity, or are damaged.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]):
         self.path = Path(path)
         self._parts = self.path.with_suffix(".parts")
         self._identity = json.loads(json.dumps(dict(identity)))
-        for place, found in (
-            (self.path, read_identity(self.path)),
-            (self._parts, self._read_parts_identity()),
-        ):
+        for place, found in ((self.path, self._read_file()), (self._parts, self._read_parts())):
             changed = config_lib.difference(found, self._identity) if found is not None else []
             if changed:
                 raise UserError(
                     f"{place} was made with another configuration ({'; '.join(changed)}); "
                     "choose another --workdir or delete it"
                 )
-        # Chunks that the finished file holds whole come from it, later ones from parts.
-        self._ends = self._read_chunk_ends()  # rows after each whole chunk
-        self._part_rows: list[int] = []
-        while (part := self._part(len(self._ends) + len(self._part_rows))).exists():
-            with h5py.File(part, "r") as f:
-                self._part_rows.append(len(f["rewards"]))
 
     def progress(self) -> Progress:
         """Whole chunks and their rows."""
@@ -77,16 +80,23 @@ class SyntheticStore:
         return Progress(chunks, rows + sum(self._part_rows))
 
     def is_finished(self, num_transitions: int) -> bool:
-        """Whether the file holds exactly this many transitions."""
-        if not self.path.exists():
-            return False
-        with h5py.File(self.path, "r") as f:
-            return len(f["rewards"]) == num_transitions
+        """Whether the file holds exactly this many transitions.
+
+        Raises:
+          UserError: it holds more. They are not thrown away.
+        """
+        if self._size > num_transitions:
+            raise UserError(
+                f"{self.path} holds {self._size:,} transitions already, more than the "
+                f"{num_transitions:,} asked for; ask for at least as many, choose another "
+                "--workdir, or delete it"
+            )
+        return self._size == num_transitions
 
     def add(self, flat: Flat) -> None:
         """Writes the next chunk."""
         chunk = self.progress().chunks
-        identity = self._parts / "identity.json"
+        identity = self._parts / IDENTITY
         if not identity.exists():
             with atomic_path(identity) as temporary:
                 temporary.write_text(json.dumps(self._identity))
@@ -94,6 +104,13 @@ class SyntheticStore:
             for name, values in _columns(flat).items():
                 f.create_dataset(name, data=values)
         self._part_rows.append(len(flat.timestep))
+
+    def discard_parts(self) -> None:
+        """Removes the part files, identity last: parts without one are nobody's."""
+        for part in sorted(self._parts.glob("*.hdf5"), reverse=True):
+            part.unlink()
+        shutil.rmtree(self._parts, ignore_errors=True)
+        self._part_rows = []
 
     def finish(self, num_transitions: int, attributes: Mapping[str, Any]) -> None:
         """Joins the first `num_transitions` rows into the final file and removes the parts.
@@ -108,9 +125,10 @@ class SyntheticStore:
         ends: list[int] = []
         with atomic_path(self.path) as temporary, h5py.File(temporary, "w") as out:
             written = 0
-            for rows, whole_chunks in self._chunks():
+            for rows in self._chunks():
                 count = min(len(rows["rewards"]), num_transitions - written)
-                ends += [written + e for e in whole_chunks if written + e <= num_transitions]
+                if count == len(rows["rewards"]):
+                    ends.append(written + count)
                 for name, values in rows.items():
                     if name not in out:
                         shape = (num_transitions, *values.shape[1:])
@@ -122,61 +140,102 @@ class SyntheticStore:
             if not out["terminals"][-1]:
                 out["timeouts"][-1] = True
             out.attrs["identity"] = json.dumps(self._identity)
-            out.attrs["chunk_ends"] = np.asarray(ends, np.int64)
+            out[CHUNK_ENDS] = np.asarray(ends, np.int64)
             for name, value in attributes.items():
                 out.attrs[name] = value if isinstance(value, str) else json.dumps(value)
-        shutil.rmtree(self._parts, ignore_errors=True)
-        self._ends, self._part_rows = np.asarray(ends, np.int64), []
+        self.discard_parts()
+        self._ends, self._size = np.asarray(ends, np.int64), num_transitions
 
-    def _chunks(self) -> Iterator[tuple[Rows, list[int]]]:
-        """Rows of the old file, then of each part, with the ends of whole chunks in them."""
+    def _chunks(self) -> Iterator[Rows]:
+        """Rows of each chunk: those that the finished file holds whole, then the parts."""
         if len(self._ends):
             with h5py.File(self.path, "r") as f:
-                yield {k: f[k][: self._ends[-1]] for k in f}, [int(e) for e in self._ends]
+                for start, end in zip([0, *self._ends[:-1]], self._ends):
+                    yield {name: f[name][start:end] for name in COLUMNS}
         for i in range(len(self._part_rows)):
             with h5py.File(self._part(len(self._ends) + i), "r") as f:
-                yield {k: f[k][:] for k in f}, [self._part_rows[i]]
+                yield {name: f[name][:] for name in COLUMNS}
 
     def _part(self, chunk: int) -> Path:
         return self._parts / f"chunk_{chunk:06d}.hdf5"
 
-    def _read_chunk_ends(self) -> np.ndarray:
+    def _read_file(self) -> dict[str, Any] | None:
+        """Size and chunks of the finished file, and what it was made from."""
+        self._ends, self._size = np.zeros(0, np.int64), 0
         if not self.path.exists():
-            return np.zeros(0, np.int64)
-        with h5py.File(self.path, "r") as f:
-            return f.attrs["chunk_ends"][:]
+            return None
+        try:
+            with h5py.File(self.path, "r") as f:
+                self._ends, self._size = f[CHUNK_ENDS][:], len(f["rewards"])
+                return json.loads(f.attrs["identity"])
+        except (OSError, KeyError, ValueError) as e:
+            raise UserError(
+                f"{self.path}: damaged, or not a synthetic dataset of this program "
+                f"({one_line(e)}); move or delete it"
+            ) from e
 
-    def _read_parts_identity(self) -> dict[str, Any] | None:
-        file = self._parts / "identity.json"
-        return json.loads(file.read_text()) if file.exists() else None
+    def _read_parts(self) -> dict[str, Any] | None:
+        """Rows of the parts that follow the finished file, and what they were made from."""
+        self._part_rows: list[int] = []
+        identity = self._parts / IDENTITY
+        if not identity.exists():
+            if self._parts.exists():
+                self.discard_parts()
+            return None
+        part = identity
+        try:
+            found = json.loads(identity.read_text())
+            while (part := self._part(len(self._ends) + len(self._part_rows))).exists():
+                with h5py.File(part, "r") as f:
+                    self._part_rows.append(len(f["rewards"]))
+            return found
+        except (OSError, KeyError, ValueError) as e:
+            raise UserError(
+                f"{part}: damaged ({one_line(e)}); delete {self._parts} to generate it again"
+            ) from e
 
 
-def read_identity(path: Path) -> dict[str, Any] | None:
-    """What a finished file was made from; None if there is no such file.
+def read_sample(path: str | Path, max_rows: int) -> tuple[Transition, np.ndarray, int]:
+    """A part of a synthetic file for statistics and pictures.
 
-    Raises:
-      UserError: the file is not one of ours.
+    Args:
+      path: the file.
+      max_rows: rows to read at most, as blocks of neighbours from all over the file (single rows
+        would be slow).
+
+    Returns:
+      The transitions (numpy), the length of every segment of the whole file, and the number of
+      all its transitions.
     """
-    if not path.exists():
-        return None
-    try:
-        with h5py.File(path, "r") as f:
-            return json.loads(f.attrs["identity"])
-    except (OSError, KeyError, ValueError) as e:
-        raise UserError(f"{path}: not a synthetic dataset of this program ({e}); move it") from e
+    with h5py.File(path, "r") as f:
+        size = len(f["rewards"])
+        blocks = min(10, -(-size // max_rows))
+        count = min(size, max_rows) // blocks
+        starts = np.linspace(0, size - count, blocks).astype(int)
+        read = {name: np.concatenate([f[name][s : s + count] for s in starts]) for name in COLUMNS}
+        ends = f["terminals"][:] | f["timeouts"][:]
+    transition = Transition(
+        observation=read["observations"],
+        action=read["actions"],
+        reward=read["rewards"],
+        discount=1.0 - read["terminals"].astype(np.float32),
+        next_observation=read["next_observations"],
+    )
+    return transition, np.diff(np.flatnonzero(ends), prepend=-1), size
 
 
 def _columns(flat: Flat) -> Rows:
     """D4RL's names; the last row of each segment is a time-out unless it is a terminal."""
     transition = flat.transition
     terminal = np.asarray(transition.discount) == 0.0
-    return {
-        "observations": np.asarray(transition.observation, np.float32),
-        "actions": np.asarray(transition.action, np.float32),
-        "rewards": np.asarray(transition.reward, np.float32),
-        "next_observations": np.asarray(transition.next_observation, np.float32),
-        "terminals": terminal,
-        "timeouts": flat.segment_end & ~terminal,
-        "timesteps": np.asarray(flat.timestep, np.int32),
-        "returns_to_go": np.asarray(flat.return_to_go, np.float32),
-    }
+    columns = (
+        np.asarray(transition.observation, np.float32),
+        np.asarray(transition.action, np.float32),
+        np.asarray(transition.reward, np.float32),
+        np.asarray(transition.next_observation, np.float32),
+        terminal,
+        flat.segment_end & ~terminal,
+        np.asarray(flat.timestep, np.int32),
+        np.asarray(flat.return_to_go, np.float32),
+    )
+    return dict(zip(COLUMNS, columns, strict=True))

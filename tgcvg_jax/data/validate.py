@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tgcvg_jax.types import Task, UserError
+from tgcvg_jax.types import Task, UserError, one_line
 
 MAX_ACTION = 1 + 1e-3  # float noise beyond the box is kept as it is
 _VECTORS = ("observations", "next_observations", "actions")
@@ -118,8 +118,3 @@ def _check_values(where: str | Path, name: str, value: np.ndarray) -> None:
     if not good.all():
         row, *_ = index = tuple(np.argwhere(~good)[0])
         raise UserError(f"{where}: {name} holds {value[index]} in row {row}; {remedy}")
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__

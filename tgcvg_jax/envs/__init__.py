@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import gymnasium
 import mujoco
 
-from tgcvg_jax.types import Task, UserError
+from tgcvg_jax.types import Task, UserError, one_line
 
 
 @contextlib.contextmanager
@@ -56,8 +56,7 @@ def make(task: Task) -> gymnasium.Env:
                 task.environment, max_episode_steps=task.episode_length, disable_env_checker=True
             )
     except (gymnasium.error.Error, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot make environment {task.environment}: {reason}") from error
+        raise UserError(f"cannot make environment {task.environment}: {one_line(error)}") from error
     expected = {"observation": (task.observation_dim,), "action": (task.action_dim,)}
     for name, shape in expected.items():
         space = getattr(env, f"{name}_space")

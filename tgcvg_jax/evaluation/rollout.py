@@ -8,13 +8,13 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 import tqdm
 
 from tgcvg_jax import envs
+from tgcvg_jax.files import atomic_path
 from tgcvg_jax.ops import scores
 from tgcvg_jax.types import Array, Policy, PRNGKey, PyTree, Task, UserError
 
@@ -97,7 +97,7 @@ def evaluate(
         bar = tqdm.tqdm(total=len(runs), unit="episode", desc="evaluate", disable=not progress)
         stack.enter_context(bar)
 
-        key = jax.random.key(seed)
+        key = jax.random.fold_in(jax.random.key(seed), 3)  # 0 to 2: training and generation
         carry = jax.vmap(lambda state: policy.init(state, episodes, target_return))(states)
         reward = np.zeros(shape, np.float32)
         returns, lengths = np.zeros(shape), np.zeros(shape, np.int32)
@@ -146,7 +146,7 @@ def write_scores(path: str | os.PathLike, evaluation: Evaluation, seeds: Sequenc
     """Writes `scores.csv`, one row for each learner seed, whole or not at all.
 
     Args:
-      path: the file; its folder must exist.
+      path: the file.
       evaluation: of N seeds.
       seeds: the N seeds' numbers. `normalized_score` stays empty if the task has no reference.
     """
@@ -159,10 +159,7 @@ def write_scores(path: str | os.PathLike, evaluation: Evaluation, seeds: Sequenc
         [""] * num_seeds if score is None else score,
         [episodes] * num_seeds,
     )
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("seed", "return_mean", "return_std", "normalized_score", "episodes"))
         writer.writerows(zip(*columns, strict=True))
-    os.replace(temporary, path)

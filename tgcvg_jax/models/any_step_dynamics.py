@@ -284,7 +284,7 @@ def make(task: Task, config: Config) -> Learner:
         dropout_key = jax.random.fold_in(state.key, state.step)
         return apply_update(state, batch, dropout_key, task=task, config=config)
 
-    def validate(state: State, data: Data) -> tuple[State, dict[str, Array], Array]:
+    def validate(state: State, data: Data) -> tuple[State, dict[str, Array]]:
         # A stream of its own: training folds `step` into the same key.
         key = jax.random.fold_in(jax.random.fold_in(state.key, 2**31 - 1), state.step)
 
@@ -312,7 +312,7 @@ def make(task: Task, config: Config) -> Learner:
         )
         metrics = {"holdout_mse": jnp.mean(errors), "holdout_mse_1_step": errors[0]}
         metrics["best_holdout_mse"] = jnp.mean(state.best_loss)
-        return state, metrics, finished
+        return state, metrics
 
     def steps_per_epoch(data: Data) -> int:
         if config.epoch_steps is not None:

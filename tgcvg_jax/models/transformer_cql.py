@@ -4,9 +4,12 @@ A state-only causal Transformer actor and twin per-step critics, trained with co
 Q-learning on windows of L states; the critics' targets are n-step returns to the window's end.
 
 Where paper and released code differ, the config's defaults follow the code; `as_paper` holds the
-paper's values. One deviation from both is on by default: the released code repeats the window five
-times through the actor to draw five actions for the conservative term; `shared_forward` draws them
-from one forward pass, the same distribution but for the dropout mask, at half the cost.
+paper's values. On by default, and in neither:
+  - the released code repeats the window five times through the actor to draw five actions for the
+    conservative term; `shared_forward` draws them from one forward pass, the same distribution but
+    for the dropout mask, at half the cost;
+  - batches are drawn with replacement (released: shuffled epochs);
+  - `mask_padding`, which concerns acting online and nothing that is generated.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ import optax
 
 from tgcvg_jax.data import windows
 from tgcvg_jax.data.normalize import Normalizer, fit_normalizer
-from tgcvg_jax.networks.distributions import tanh_normal_log_prob, tanh_normal_sample
 from tgcvg_jax.networks.mlp import EnsembleQ, mish
 from tgcvg_jax.networks.transformer import TransformerPolicy
 from tgcvg_jax.ops import losses, returns
+from tgcvg_jax.ops.distributions import tanh_normal_log_prob, tanh_normal_sample
 from tgcvg_jax.types import Array, Dataset, Learner, Policy, PRNGKey, PyTree, Task, Transition
 
 
@@ -101,7 +104,7 @@ class Noise:
       random: [n, B, L, A] uniform in (-1, 1).
       current: [n, B, L, A] normal, actions given the window.
       next: [n, B, L, A] normal, actions given the window one step later.
-      dropout: PRNG keys [3], of the passes over current, next and (if separate) repeated windows.
+      dropout: PRNG keys [4], of the passes over current and next windows, and over their repeats.
     """
 
     policy: Array
@@ -150,7 +153,7 @@ def draw_noise(key: PRNGKey, batch: Transition, config: Config) -> Noise:
         random=jax.random.uniform(keys[2], repeated, dtype, -1.0, 1.0),
         current=jax.random.normal(keys[3], repeated, dtype),
         next=jax.random.normal(keys[4], repeated, dtype),
-        dropout=jax.random.split(keys[5], 3),
+        dropout=jax.random.split(keys[5], 4),
     )
 
 
@@ -194,9 +197,8 @@ def loss(
     if config.shared_forward:
         many_current, many_following = current, following
     else:
-        key_current, key_following = jax.random.split(noise.dropout[2])
-        many_current = distribution(batch.observation, key_current, n)  # [n, B, L, A]
-        many_following = distribution(batch.next_observation, key_following, n)
+        many_current = distribution(batch.observation, noise.dropout[2], n)  # [n, B, L, A]
+        many_following = distribution(batch.next_observation, noise.dropout[3], n)
 
     # Temperature and actor (equations 3 and 4).
     action, log_prob = tanh_normal_sample(*current, noise.policy)
@@ -321,9 +323,23 @@ def make(task: Task, config: Config) -> Learner:
     return Learner(prepare, init, sample, update, policy=make_policy(task, config))
 
 
-def sample_action(actor: TransformerPolicy, params: PyTree, window: Array, noise: Array) -> Array:
-    """Action [B, A] at the last position of full windows [B, L, S] of normalised states."""
-    mean, log_std = actor.apply(params, window, deterministic=True, last_only=True)
+def sample_action(
+    actor: TransformerPolicy,
+    params: PyTree,
+    window: Array,
+    noise: Array | float,
+    mask: Array | None = None,
+) -> Array:
+    """Action [B, A] at the last position of windows [B, L, S] of normalised states.
+
+    Args:
+      actor: the module.
+      params: its parameters.
+      window: the last L states.
+      noise: [B, A] standard normal, or 0 for the mean action.
+      mask: [L] bool, False where the window is padding; None if it is full.
+    """
+    mean, log_std = actor.apply(params, window, mask, deterministic=True, last_only=True)
     return tanh_normal_sample(mean[:, 0], log_std[:, 0], noise)[0]
 
 
@@ -349,11 +365,9 @@ def make_policy(task: Task, config: Config) -> Policy:
         mask = None
         if config.mask_padding:
             mask = jnp.arange(config.context_length) >= config.context_length - count
-        mean, log_std = actor.apply(
-            state.params["actor"], window, mask, deterministic=True, last_only=True
-        )
-        noise = 0.0 if deterministic else jax.random.normal(key, mean[:, 0].shape)
-        action, _ = tanh_normal_sample(mean[:, 0], log_std[:, 0], noise)
+        shape = (observation.shape[0], task.action_dim)
+        noise = 0.0 if deterministic else jax.random.normal(key, shape)
+        action = sample_action(actor, state.params["actor"], window, noise, mask)
         return action, (window, count)
 
     return Policy(init, act)

@@ -1,1 +1,1 @@
-"""Pure maths: nothing here draws random numbers or has parameters."""
+"""Pure maths on arrays: no parameters, and no random draws but by a seed given."""

@@ -1,7 +1,14 @@
 """The systems that augment a dataset. A new one is one module here and one line below.
 
-Each module has `Config`, `PRESETS`, `NUM_TRANSITIONS`, `KINDS`, `for_task(task) -> Config`,
-`as_paper(config) -> Config` and `make(task, config) -> Synthesizer`.
+Each module has
+
+    Config           frozen dataclass with a field for each model, named as in `Synthesizer.models`
+    MODEL_KINDS      model -> its module's name in `tgcvg_jax.models.MODELS`
+    PRESETS          {"paper": ..., "quick": ...}, nested changes to Config
+    NUM_TRANSITIONS  preset -> how many to generate if the user doesn't say
+    for_task(task) -> Config
+    as_paper(config) -> Config
+    make(task, config) -> Synthesizer
 """
 
 from tgcvg_jax.synthesizers import tgcvg

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,9 +18,20 @@ from tgcvg_jax.types import Dataset, PyTree, Synthesizer, UserError
 MAX_EMPTY_CHUNKS = 10
 
 
-def make_generate(synthesizer: Synthesizer) -> Any:
-    """`generate`, jitted: one program, whatever the chunk."""
-    return jax.jit(synthesizer.generate)
+class StreamResult(NamedTuple):
+    """What `stream` did.
+
+    Attributes:
+      generated: transitions made in this call; 0 if nothing was left to do.
+      compile_seconds: before the first chunk.
+      seconds: generating and writing, compilation apart.
+      dropped: share of trajectories that were filtered out.
+    """
+
+    generated: int = 0
+    compile_seconds: float = 0.0
+    seconds: float = 0.0
+    dropped: float = 0.0
 
 
 def stream(
@@ -33,7 +44,7 @@ def stream(
     seed: int = 0,
     attributes: Mapping[str, Any] | None = None,
     console: reporting.Console | None = None,
-) -> dict[str, float]:
+) -> StreamResult:
     """Generates exactly `num_transitions` into the store, going on where it stands.
 
     The device works on the next chunk while the host writes the last one; neither holds more than
@@ -50,25 +61,25 @@ def stream(
       console: progress.
 
     Returns:
-      Timings: compile_seconds, seconds, transitions_per_second, dropped (share of trajectories that
-      were filtered out). Empty if nothing was left to do.
+      The result.
 
     Raises:
-      UserError: ten chunks in a row were filtered out whole.
+      UserError: ten chunks in a row were filtered out whole, or the file holds more already.
     """
     if store.is_finished(num_transitions):
-        return {}
+        return StreamResult()
     console = console or reporting.Console(enabled=False)
     data = synthesizer.prepare(dataset)
-    key = jax.random.key(seed)
-    timing = {"compile_seconds": 0.0, "seconds": 0.0, "transitions_per_second": float("nan")}
+    # A stream of its own: training uses fold_in(key(seed), 0) and fold_in(key(seed), 1).
+    key = jax.random.fold_in(jax.random.key(seed), 2)
+    compile_seconds = seconds = 0.0
     kept = total = empty = 0
     rows = first = store.progress().rows
     if rows < num_transitions:
         chunk = store.progress().chunks
         start = time.perf_counter()
-        run = make_generate(synthesizer).lower(states, data, key, np.int32(chunk)).compile()
-        timing["compile_seconds"] = time.perf_counter() - start
+        run = jax.jit(synthesizer.generate).lower(states, data, key, np.int32(chunk)).compile()
+        compile_seconds = time.perf_counter() - start
         start = time.perf_counter()
         pending = run(states, data, key, np.int32(chunk))
         with reporting.progress(
@@ -87,6 +98,7 @@ def stream(
                 kept, total = kept + int(mask.any(axis=1).sum()), total + len(mask)
                 empty = 0 if len(flat.timestep) else empty + 1
                 if empty == MAX_EMPTY_CHUNKS:
+                    store.discard_parts()
                     raise UserError(
                         "all generated trajectories were dropped as implausible (NaN, or rewards "
                         "far outside the dataset's); train the models longer"
@@ -95,8 +107,6 @@ def stream(
                 rows += len(flat.timestep)
                 if pending is None and rows < num_transitions:
                     pending = run(states, data, key, np.int32(chunk))
-        timing["seconds"] = time.perf_counter() - start
-        timing["transitions_per_second"] = (rows - first) / timing["seconds"]
-        timing["dropped"] = 1.0 - kept / max(total, 1)
+        seconds = time.perf_counter() - start
     store.finish(num_transitions, dict(attributes or {}))
-    return timing
+    return StreamResult(rows - first, compile_seconds, seconds, 1.0 - kept / max(total, 1))

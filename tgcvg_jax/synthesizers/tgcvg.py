@@ -25,6 +25,7 @@ from tgcvg_jax.types import (
     Task,
     Trajectories,
     Transition,
+    UserError,
 )
 
 
@@ -38,7 +39,8 @@ class Config:
     rollout_batch: int = 1_000  # windows in one compiled rollout
     dynamics_dropout: bool = True  # on while generating, as released; paper: not mentioned
     deterministic_policy: bool = False  # True: mean actions; the paper samples
-    max_reward_ratio: float = 2.0  # drop a trajectory whose mean reward exceeds this times the max
+    max_reward_ratio: float = 2.0  # drop a trajectory whose mean reward exceeds this times the max,
+    min_reward_slack: float = 0.0  # or falls short of the min by more than this; mazes: 1
 
     @property
     def horizon(self) -> int:
@@ -66,7 +68,7 @@ PRESETS = {
         "rollout_batch": 250,
     },
 }
-KINDS = {"policy": "transformer_cql", "dynamics": "any_step_dynamics"}
+MODEL_KINDS = {"policy": "transformer_cql", "dynamics": "any_step_dynamics"}
 NUM_TRANSITIONS = {"paper": 5_000_000, "quick": 50_000}
 
 
@@ -81,6 +83,7 @@ def for_task(task: Task) -> Config:
             max_steps=settings.max_steps, hidden_dim=settings.dynamics_hidden_dim
         ),
         window_length=settings.window_length,
+        min_reward_slack=1.0 if task.family.startswith(("maze2d", "antmaze")) else 0.0,
     )
 
 
@@ -169,24 +172,36 @@ def rollout(
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transitions)
 
 
-def keep_plausible(transition: Transition, reward_range: Array, max_ratio: float) -> Array:
-    """[B] bool: no NaN or infinity anywhere, and a mean reward within the dataset's range.
+def keep_plausible(transition: Transition, reward_range: Array, config: Config) -> Array:
+    """[B] bool: no NaN or infinity anywhere, and a mean reward near the dataset's range.
 
-    As released, a trajectory goes if its mean reward is below the dataset's lowest reward or above
-    `max_ratio` times the highest: a filter for explosions, not for quality. The released code looks
-    for NaN in the rewards alone.
+    A filter for explosions, not for quality. As released, a trajectory goes if its mean reward is
+    below the dataset's lowest reward (less 1 in mazes) or above twice the highest; where the
+    highest is negative, twice it would be no upper bound, so the bound is high + |high| there. The
+    released code looks for NaN in the rewards alone.
     """
     mean = jnp.mean(transition.reward, axis=1)
     low, high = reward_range
+    low = low - config.min_reward_slack
+    high = high + (config.max_reward_ratio - 1.0) * jnp.abs(high)
     finite = [
         jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(transition)
     ]
-    return jnp.all(jnp.stack(finite), axis=0) & (mean >= low) & (mean <= max_ratio * high)
+    return jnp.all(jnp.stack(finite), axis=0) & (mean >= low) & (mean <= high)
 
 
 def make(task: Task, config: Config) -> Synthesizer:
-    """The synthesizer."""
+    """The synthesizer.
+
+    Raises:
+      UserError: the window K is shorter than the policy's context L.
+    """
     length, horizon = config.policy.context_length, config.horizon
+    if horizon < 1:
+        raise UserError(
+            f"window_length K = {config.window_length} leaves nothing to generate after "
+            f"policy.context_length L = {length} states; K must be at least L"
+        )
 
     def prepare(dataset: Dataset) -> Data:
         windows.require_windows(dataset, config.window_length, "the source window K")
@@ -225,7 +240,7 @@ def make(task: Task, config: Config) -> Synthesizer:
         inherited = (data.discount, data.timestep, data.return_to_go)
         inherited = windows.take_windows(inherited, starts + length - 1, horizon)
         discount, timestep, return_to_go = inherited
-        keep = keep_plausible(transition, data.reward_range, config.max_reward_ratio)
+        keep = keep_plausible(transition, data.reward_range, config)
         return Trajectories(
             transition=transition._replace(discount=discount),
             timestep=timestep,
