@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -33,13 +34,18 @@ flags.DEFINE_multi_string("set", [], "Changes a config field, as in --set policy
 COMMON = ("env", "workdir", "seed", "preset", "data_dir", "dataset", "set")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs an app: every error of the user's becomes one `error:` line and exit status 2."""
+def run(main: Callable[[], None], without: tuple[str, ...] = ()) -> None:
+    """Runs an app: every error of the user's becomes one `error:` line and exit status 2.
+
+    Args:
+      main: the app.
+      without: flags of all apps that this one has no use for, and so refuses.
+    """
     module = sys.modules["__main__"]
 
     def parse(argv: list[str]) -> list[str]:
         if any(a in ("-h", "-help", "--help", "--helpfull", "--helpshort") for a in argv[1:]):
-            print(_help(module))
+            print(_help(module, without))
             sys.exit(0)
         try:
             rest = FLAGS(argv)
@@ -47,6 +53,9 @@ def run(main: Callable[[], None]) -> None:
             _fail(str(e))
         if len(rest) > 1:
             _fail(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+        for name in without:
+            if FLAGS[name].present:
+                _fail(f"--{name} has no effect here; leave it out")
         if FLAGS.env is None:
             _fail("--env is required, for example --env=hopper-medium-mini; see --help")
         return rest
@@ -75,6 +84,18 @@ def task_dir(task: Task, *parts: str) -> Path:
     return Path(FLAGS.workdir).expanduser().joinpath(task.name.replace("/", "_"), *parts)
 
 
+def require_writable(directory: Path) -> None:
+    """Makes the folder, or says at once, not after hours of training, that it can't be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as e:
+        raise UserError(
+            f"--workdir={FLAGS.workdir}: {directory} can't be written ({e.strerror})"
+        ) from e
+
+
 def slow_hint() -> str:
     """What to say beside a long estimate."""
     on_cpu = jax.default_backend() == "cpu"
@@ -97,10 +118,10 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _help(module: ModuleType) -> str:
+def _help(module: ModuleType, without: tuple[str, ...]) -> str:
     key_flags = {f.name: f for f in FLAGS.get_key_flags_for_module(module)}
     own = [f for name, f in key_flags.items() if name not in COMMON]
-    shared = [FLAGS[name] for name in COMMON]
+    shared = [FLAGS[name] for name in COMMON if name not in without]
 
     def describe(flag: flags.Flag) -> str:
         values = (

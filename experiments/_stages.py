@@ -99,6 +99,7 @@ def train_model(
       dataset: the original data.
       checkpointer: its folder.
     """
+    _main.require_writable(checkpointer.directory)
     validates = learner.validate is not None
     done = checkpointer.latest()
     result = training.fit(
@@ -113,15 +114,20 @@ def train_model(
         label=model,
         hint=_main.slow_hint(),
     )
+    report(model, done, result)
+    return result
+
+
+def report(label: str, done: int | None, result: training.FitResult) -> None:
+    """The line that ends a training; `done` is the step of the checkpoint that it began from."""
     if done == result.step:
-        print(f"{model}: trained already, {done:,} steps")
+        print(f"{label}: trained already, {done:,} steps")
     else:
         print(
-            f"{model}: {result.step:,} steps at {result.steps_per_second:.3g}/s, "
+            f"{label}: {result.step:,} steps at {result.steps_per_second:.3g}/s, "
             f"{result.compile_seconds:.0f} s of compilation"
         )
     sys.stdout.flush()  # stderr's progress bars would otherwise overtake it in a log file
-    return result
 
 
 def train_one(name: str, model: str) -> None:

@@ -44,6 +44,8 @@ def main() -> None:
     if FLAGS.checkpoint is None:
         raise UserError("--checkpoint is required, for example runs/hopper-medium-v2/tgcvg/policy")
     checkpoint = Path(FLAGS.checkpoint).expanduser()
+    if checkpoint.name.isdigit():  # the folder of one step, where tab completion leads
+        checkpoint = checkpoint.parent
     metadata = read_metadata(checkpoint)
     kinds = LEARNERS | MODELS
     if metadata.get("kind") not in kinds:
@@ -92,6 +94,7 @@ def score_policy(kind: str, task: Task, learner: Learner, states: Any, seeds: li
 
 def score_dynamics(task: Task, config: any_step_dynamics.Config, states: Any) -> None:
     """One-step error of the mean prediction against the simulator."""
+    oracle.require(task)  # before the data is looked for
     dataset = data.load(task, data_dir=FLAGS.data_dir, dataset=FLAGS.dataset)
     count = min(DYNAMICS_ROWS, dataset.size)
     rows = np.random.default_rng(FLAGS.seed).choice(dataset.size, count, replace=False)
@@ -130,4 +133,4 @@ def _task(values: dict[str, Any]) -> Task:
 
 
 if __name__ == "__main__":
-    _main.run(main)
+    _main.run(main, without=("workdir", "preset", "set"))

@@ -77,7 +77,12 @@ def main() -> None:
         states[model] = training.select_seed(result.state, 0)
     packages = ("jax", "jaxlib", "flax", "optax", "tgcvg_jax")
     versions = {package: importlib.metadata.version(package) for package in packages}
-    settings = {**identity, "num_transitions": num_transitions, "versions": versions}
+    settings = {
+        **identity,
+        "environment": task.environment,
+        "num_transitions": num_transitions,
+        "versions": versions,
+    }
     result = pipeline.stream(
         synthesizer,
         states,
@@ -111,10 +116,12 @@ def _summarise(task: Task, dataset: Dataset, path: Path, logs: dict[str, Path]) 
     curves = {model: reporting.read_curves(log) for model, log in logs.items()}
     plotting.summary(path.with_name("summary.png"), task, original, synthetic, curves, size)
 
+    change_std = (original.next_observation - original.observation).std(axis=0) + 1e-6
     mean, std = original.observation.mean(axis=0), original.observation.std(axis=0) + 1e-6
 
-    def describe(t: Transition, lengths: np.ndarray, count: int) -> list[str]:
-        step = np.sqrt(np.mean(np.square((t.next_observation - t.observation) / std)))
+    def describe(t: Transition, lengths: np.ndarray, count: int) -> tuple[list[str], float]:
+        change = (t.next_observation - t.observation) / change_std
+        step = np.median(np.sqrt(np.mean(np.square(change), axis=1)))
         far = (np.abs((t.observation - mean) / std) > 5).any(axis=1)
         return [
             f"{count:,}",
@@ -124,7 +131,7 @@ def _summarise(task: Task, dataset: Dataset, path: Path, logs: dict[str, Path]) 
             f"{1e3 * np.mean(t.discount == 0):.2f}",
             f"{step:.3f}",
             f"{100 * np.mean(far):.2f} %",
-        ]
+        ], np.mean(far)
 
     lengths = np.diff(np.flatnonzero(np.asarray(dataset.remaining) == 1), prepend=-1)
     names = (
@@ -133,13 +140,15 @@ def _summarise(task: Task, dataset: Dataset, path: Path, logs: dict[str, Path]) 
         "mean length",
         "reward",
         "terminals per 1,000",
-        "step size (std of states)",
+        "median change per step (std)",
         "states beyond 5 std",
     )
-    old = describe(original, lengths, dataset.size)
-    new = describe(synthetic, segments, size)
+    old, _ = describe(original, lengths, dataset.size)
+    new, far = describe(synthetic, segments, size)
     print()
     print(_main.table(list(zip(names, old, new)), ("", "original", "synthetic")))
+    if far > 0.1:
+        print("\nMany synthetic states lie far outside the data: the models want longer training.")
     print(f"\nwritten to {path.parent}/: synthetic.hdf5, summary.png, metrics.csv, config.json")
 
 

@@ -27,6 +27,7 @@ from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, plotting, reporting, training
 from tgcvg_jax.checkpoint import Checkpointer
 from tgcvg_jax.data import d4rl
+from tgcvg_jax.data.synthetic import environment_of
 from tgcvg_jax.evaluation import rollout
 from tgcvg_jax.learners import LEARNERS
 from tgcvg_jax.ops import scores
@@ -85,6 +86,8 @@ def main() -> None:
         metrics = {"return_mean": last[step].return_mean}
         return metrics if score is None else metrics | {"normalized_score": score}
 
+    _main.require_writable(directory)
+    done = checkpointer.latest()
     every = max(config.num_steps // FLAGS.num_evaluations, 1)
     result = training.fit(
         learner,
@@ -93,14 +96,14 @@ def main() -> None:
         seeds=seeds,
         checkpointer=checkpointer,
         metrics_path=directory / "metrics.csv",
-        log_every=min(5_000, max(config.num_steps // 20, 1)),
         save_every=min(50_000, max(config.num_steps // 4, 1)),
         callbacks=[training.Callback(every, evaluate)],
         console=reporting.Console(),
         label=FLAGS.learner,
         hint=_main.slow_hint(),
     )
-    if result.step not in last:
+    _stages.report(FLAGS.learner, done, result)
+    if result.step not in last:  # trained already, in an earlier run
         evaluate(result.step, result.state)
     report(task, last[result.step], seeds, directory)
 
@@ -115,6 +118,9 @@ def fuse(task: Task, dataset: Dataset) -> Dataset:
             f"{path}: no synthetic data here; make it with python -m experiments.synthesize "
             f"--env={FLAGS.env} --synthesizer={FLAGS.synthesizer}, or name it with --synthetic"
         )
+    made_in = environment_of(path)
+    if made_in not in (None, task.environment):
+        raise UserError(f"{path}: was made for {made_in}, but {task.name} is in {task.environment}")
     synthetic = d4rl.read(path, task, source=SYNTHETIC)
     fused = data.concatenate([dataset, synthetic])
     share = 100 * synthetic.size / fused.size
@@ -131,8 +137,15 @@ def report(task: Task, evaluation: rollout.Evaluation, seeds: list[int], directo
         unit, values = ("normalised score", score)
     log = reporting.read_curves(directory / "metrics.csv", by_seed=True)
     name = "return_mean" if score is None else "normalized_score"
-    label = f"{FLAGS.learner}, {FLAGS.synthesizer}"
-    plotting.learning_curve(directory / "learning_curve.png", {label: log[name]}, task.name, unit)
+    if name in log:
+        data_name = "original data" if FLAGS.synthesizer == "none" else f"with {FLAGS.synthesizer}"
+        title = f"{task.name}, {FLAGS.learner}, {data_name}"
+        plotting.learning_curve(
+            directory / "learning_curve.png",
+            {FLAGS.learner: log[name]},
+            title,
+            f"{unit} (band: ± 1 std of {len(seeds)} seeds)",
+        )
     rows = [
         (str(seed), f"{r:.1f}", f"{s:.1f}", f"{v:.1f}" if score is not None else "-")
         for seed, r, s, v in zip(seeds, evaluation.return_mean, evaluation.return_std, values)

@@ -13,6 +13,7 @@ from tgcvg_jax.types import UserError
 class Inner:
     rate: float = 0.5
     widths: tuple[int, ...] = (8, 8)
+    tau: float = 0.5
     mode: Literal["mean", "half_sum"] = "mean"
 
 
@@ -62,7 +63,7 @@ def test_later_assignments_win_and_the_original_stays():
     [
         ("steps", "field.path=value"),
         ("stepps=3", "there are inner, limit, name, on, steps"),
-        ("inner.x=3", "mode, rate, widths"),
+        ("inner.x=3", "mode, rate, tau, widths"),
         ("inner=3", "rate, widths, mode"),
         ("steps.x=3", "no fields of its own"),
         ("steps=1.5", "'1.5' is not of type int"),
@@ -124,6 +125,7 @@ def test_presets_name_real_fields(preset):
         ("inner.widths=", "inner.widths: must not be empty"),
         ("inner.widths=(8,0)", "inner.widths=0: must be at least 1"),
         ("steps=-3", "steps=-3: must be a number of at least 0"),
+        ("inner.tau=1.5", "inner.tau=1.5: must be at most 1"),
         ("inner.rate=nan", "inner.rate=nan"),
         ("inner.rate=inf", "inner.rate=inf"),
         ("inner.rate=-1", "inner.rate=-1.0"),

@@ -32,6 +32,25 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path):
     assert set(reporting.MetricsLog(path, resume_step=20).curves()["loss"][0]) == {10, 20}
 
 
+def test_a_damaged_log_is_read_as_far_as_it_goes(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,seed,loss\n10,0,1.5\n20,0,abc\nxx,0,1\n30,0\n40,0,2.5\n")
+    assert list(reporting.read_curves(path)["loss"][0]) == [10, 40]
+    path.write_bytes(bytes(range(256)))
+    assert reporting.read_curves(path) == {}
+    assert reporting.read_curves(tmp_path / "missing.csv") == {}
+
+
+def test_joined_logs_name_their_model(tmp_path):
+    for model, name in (("a", "loss"), ("b", "error")):
+        log = reporting.MetricsLog(tmp_path / f"{model}.csv")
+        log.write(1, {name: np.array([2.0])}, [0])
+        log.flush()
+    logs = {model: tmp_path / f"{model}.csv" for model in ("a", "b", "missing")}
+    reporting.join_logs(tmp_path / "all.csv", logs)
+    assert (tmp_path / "all.csv").read_text() == "model,step,seed,loss,error\na,1,0,2,\nb,1,0,,2\n"
+
+
 def test_atomic_path_keeps_the_old_file_on_failure(tmp_path):
     path = tmp_path / "sub" / "file"
     with atomic_path(path) as temporary:

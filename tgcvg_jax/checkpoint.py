@@ -98,7 +98,7 @@ def restore(directory: str | Path, like: PyTree) -> PyTree:
     except Exception as e:  # Orbax raises many types for a damaged or foreign folder
         raise UserError(
             f"{directory / str(step)}: this checkpoint can't be read "
-            f"({one_line(e)}); delete it to start over"
+            f"({one_line(e)[:120]}); delete it to start over"
         ) from e
     is_key = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key), like)
     return jax.tree.map(lambda x, key: jax.random.wrap_key_data(x) if key else x, data, is_key)

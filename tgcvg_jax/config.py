@@ -11,6 +11,8 @@ from typing import Any
 
 from tgcvg_jax.types import UserError
 
+UNIT_INTERVAL = ("dropout", "holdout_fraction", "discount", "tau")
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as JSON-ready nested dicts."""
@@ -42,8 +44,8 @@ def override(config: Any, assignments: Iterable[str]) -> Any:
 def check(config: Any, prefix: str = "") -> None:
     """Refuses numbers that no config means.
 
-    None may be negative, NaN or infinite, and a whole number (a size or a count) may be 0 only if
-    its default is.
+    None may be negative, NaN or infinite; a whole number (a size or a count) may be 0 only if its
+    default is; probabilities, fractions and factors of decay are at most 1.
 
     Raises:
       UserError: the field and its value.
@@ -59,6 +61,8 @@ def check(config: Any, prefix: str = "") -> None:
                 raise UserError(f"{name}={number}: must be a number of at least 0")
             if isinstance(number, int) and number == 0 and field.default != 0:
                 raise UserError(f"{name}={number}: must be at least 1")
+            if field.name in UNIT_INTERVAL and number > 1:
+                raise UserError(f"{name}={number}: must be at most 1")
         if isinstance(value, tuple) and not value:
             raise UserError(f"{name}: must not be empty")
 

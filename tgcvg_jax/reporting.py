@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,10 +31,8 @@ class MetricsLog:
     def __init__(self, path: str | Path | None, resume_step: int = 0):
         self._path = Path(path) if path is not None else None
         self._rows: list[dict[str, Any]] = []
-        if self._path is not None and self._path.exists():
-            with self._path.open(newline="") as f:
-                rows = [r for r in csv.DictReader(f) if r.get("step", "").isdigit()]
-            self._rows = [r for r in rows if int(r["step"]) <= resume_step]
+        if self._path is not None:
+            self._rows = [r for r in _read_rows(self._path) if int(r["step"]) <= resume_step]
 
     def write(self, step: int, metrics: Mapping[str, np.ndarray], seeds: list[int]) -> None:
         """Adds a row for each seed; metrics are [N]. Joins rows of the same step and seed."""
@@ -85,13 +84,29 @@ def read_curves(
 
 def join_logs(path: str | Path, logs: Mapping[str, str | Path]) -> None:
     """One CSV file of several models' metrics, with a first column that names the model."""
-    columns, rows = {"model": None}, []
-    for model, log in logs.items():
-        with Path(log).open(newline="") as f:
-            reader = csv.DictReader(f)
-            columns |= dict.fromkeys(reader.fieldnames or ())
-            rows += [{"model": model, **row} for row in reader]
+    rows = [{"model": model, **row} for model, log in logs.items() for row in _read_rows(Path(log))]
+    columns = dict.fromkeys(["model", "step", "seed"])
+    for row in rows:
+        columns.update(dict.fromkeys(row))
     _write_csv(Path(path), list(columns), rows)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows that make sense. A log is no reason to stop: a damaged one is read as far as it goes."""
+    try:
+        with path.open(newline="") as f:
+            rows = list(csv.DictReader(f))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+    return [row for row in rows if _is_sound(row)]
+
+
+def _is_sound(row: Mapping[str, Any]) -> bool:
+    try:
+        numbers = [float(v) for v in row.values() if v]
+        return row["step"].isdigit() and row["seed"].isdigit() and all(map(math.isfinite, numbers))
+    except (KeyError, ValueError, TypeError):
+        return False
 
 
 def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:

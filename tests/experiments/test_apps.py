@@ -51,7 +51,7 @@ def synthesize(cwd, *arguments, env=None):
 
 def rows(path):
     with h5py.File(path) as f:
-        return {name: f[name][:] for name in f}
+        return {name: f[name][:] for name in f if name != "metadata"}
 
 
 @pytest.fixture(scope="module")
@@ -112,17 +112,20 @@ def test_again_is_a_no_op(made):
 def test_more_transitions_go_on_from_the_file(made, tmp_path):
     """One run of 5,000 and a run of 3,000 that is extended give the same rows."""
     folder, _ = made
-    result = synthesize(folder, "--num_transitions=5000")
-    assert result.returncode == 0, result.stderr
-    extended = rows(folder / "runs" / ENV / "tgcvg" / "synthetic.hdf5")
-    assert len(extended["rewards"]) == 5000
-    for model in ("policy", "dynamics"):
-        part = Path("runs") / ENV / "tgcvg" / model
-        shutil.copytree(folder / part, tmp_path / part)
-    once = synthesize(tmp_path, "--num_transitions=5000")
-    assert once.returncode == 0, once.stderr
-    for name, values in rows(tmp_path / "runs" / ENV / "tgcvg" / "synthetic.hdf5").items():
-        np.testing.assert_array_equal(values, extended[name], err_msg=name)
+    found = []
+    for name in ("extended", "once"):
+        shutil.copytree(folder, tmp_path / name)
+        file = tmp_path / name / "runs" / ENV / "tgcvg" / "synthetic.hdf5"
+        if name == "once":
+            file.unlink()
+        result = synthesize(tmp_path / name, "--num_transitions=5000")
+        assert result.returncode == 0, result.stderr
+        assert "trained already" in result.stdout
+        found.append(rows(file))
+    extended, once = found
+    assert len(once["rewards"]) == 5000
+    for name in once:
+        np.testing.assert_array_equal(once[name], extended[name], err_msg=name)
 
 
 def test_another_configuration_is_refused(made):
@@ -148,13 +151,25 @@ def test_train_offline_and_evaluate(made):
     assert [row["seed"] for row in scores] == ["0", "1"]
     assert (directory / "learning_curve.png").exists()
 
-    for model, words in (("tgcvg/td3_bc", "td3_bc"), ("tgcvg/policy", "transformer_cql sampled")):
+    for model, words in (
+        ("tgcvg/td3_bc", "td3_bc"),
+        ("tgcvg/policy", "transformer_cql sampled"),
+        ("tgcvg/dynamics", "learned dynamics"),
+    ):
         checkpoint = folder / "runs" / ENV / model
         result = run(
             "evaluate", f"--env={ENV}", f"--checkpoint={checkpoint}", "--episodes=2", cwd=folder
         )
         assert result.returncode == 0, result.stderr
         assert words in result.stdout
+    # Data made for another robot of the same dimensions is refused.
+    file = shutil.copy(folder / "runs" / ENV / "tgcvg" / "synthetic.hdf5", folder / "other.hdf5")
+    with h5py.File(file, "a") as f:
+        f.attrs["environment"] = "HalfCheetah-v4"
+    result = run(
+        "train_offline", f"--env={ENV}", "--synthesizer=tgcvg", f"--synthetic={file}", cwd=folder
+    )
+    assert result.returncode == 2 and "was made for HalfCheetah-v4" in result.stderr
     # The final score is of the checkpoint that was kept.
     result = run(
         "evaluate", f"--env={ENV}", f"--checkpoint={directory}", "--episodes=2", cwd=folder
@@ -204,6 +219,8 @@ def _bad_dataset(kind: str, folder: Path) -> Path:
         (["--num_transitions=0"], "--num_transitions"),
         (["--set=policy.nonsense=1"], "nonsense"),
         (["--set=policy.batch_size=many"], "int"),
+        (["--set=policy.num_steps=0"], "policy.num_steps=0"),
+        (["--set=window_length=3"], "K must be at least L"),
         (["stray"], "stray"),
         (["--dataset=text"], "HDF5"),
         (["--dataset=missing key"], "rewards"),
@@ -213,9 +230,12 @@ def _bad_dataset(kind: str, folder: Path) -> Path:
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(arguments, words, tmp_path):
-    kind = arguments[0].removeprefix("--dataset=")
-    if kind != arguments[0]:
-        arguments = [f"--dataset={_bad_dataset(kind, tmp_path)}", *arguments[1:]]
+    arguments = [
+        f"--dataset={_bad_dataset(a.removeprefix('--dataset='), tmp_path)}"
+        if a.startswith("--dataset=")
+        else a
+        for a in arguments
+    ]
     before = set(tmp_path.rglob("*"))
     result = run("synthesize", f"--env={ENV}", *arguments, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
@@ -225,12 +245,21 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, words, tmp_path):
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_unusable_workdir_is_said_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    result = synthesize(tmp_path, "--workdir=file", "--num_transitions=100")
+    assert result.returncode == 2
+    assert result.stderr.strip().startswith("error: --workdir=file"), result.stderr
+
+
 @pytest.mark.parametrize("app", ["synthesize", "train_policy", "train_offline", "evaluate"])
-def test_help_names_every_flag_once(app, tmp_path):
+def test_help_names_the_flags(app, tmp_path):
     result = run(app, "--help", cwd=tmp_path)
     assert result.returncode == 0 and not result.stderr
+    unused = ("workdir", "preset", "set") if app == "evaluate" else ()
     for flag in ("env", "workdir", "seed", "preset", "data_dir", "dataset", "set"):
-        assert result.stdout.count(f"\n  --{flag}") >= 1
+        named = f"\n  --{flag}\n" in result.stdout or f"\n  --{flag} (" in result.stdout
+        assert named == (flag not in unused)
     assert "python -m experiments." in result.stdout
 
 

@@ -145,8 +145,9 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def episode_returns(dataset: Dataset) -> np.ndarray:
-    """Undiscounted return of each episode, [E]."""
-    return np.asarray(dataset.return_to_go)[np.asarray(dataset.timestep) == 0]
+    """Undiscounted return of each episode, [E]: of a segment, from its first row on."""
+    last = np.asarray(dataset.remaining) == 1
+    return np.asarray(dataset.return_to_go)[np.concatenate([[True], last[:-1]])]
 
 
 def blank(task: Task, size: int = 2_000) -> Dataset:

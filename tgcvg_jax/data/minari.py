@@ -122,6 +122,12 @@ def read(
       UserError: no such dataset, or one that cannot be read or does not fit the task.
     """
     own_task = make_task(dataset_id, store)  # also checks the spaces
+    robots = {re.sub(r"-v\d+$", "", t.environment) for t in (own_task, task or own_task)}
+    if len(robots - {""}) > 1:
+        raise UserError(
+            f"{dataset_id}: was collected in {own_task.environment}, but {task.name} is in "
+            f"{task.environment}; is this dataset of another environment?"
+        )
     return from_episodes(str(dataset_id), task or own_task, episodes(dataset_id, store))
 
 

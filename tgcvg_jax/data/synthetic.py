@@ -195,6 +195,15 @@ class SyntheticStore:
             ) from e
 
 
+def environment_of(path: str | Path) -> str | None:
+    """The Gymnasium id that a synthetic file was made for; None if it does not say."""
+    try:
+        with h5py.File(path, "r") as f:
+            return f.attrs.get("environment")
+    except OSError:
+        return None  # the reader of the data will say what is wrong
+
+
 def read_sample(path: str | Path, max_rows: int) -> tuple[Transition, np.ndarray, int]:
     """A part of a synthetic file for statistics and pictures.
 

@@ -24,6 +24,16 @@ _DIVERGED = (
 )
 
 
+def require(task: Task) -> None:
+    """Raises a UserError unless the task's environment has an oracle."""
+    if task.environment not in VELOCITY_LIMIT:
+        known = ", ".join(VELOCITY_LIMIT)
+        raise UserError(
+            f"no one-step oracle for environment {task.environment or '(none)'}; there is one "
+            f"for {known}"
+        )
+
+
 def one_step(
     task: Task, observations: np.ndarray, actions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,12 +54,7 @@ def one_step(
     Raises:
       UserError: the environment has no oracle.
     """
-    if task.environment not in VELOCITY_LIMIT:
-        known = ", ".join(VELOCITY_LIMIT)
-        raise UserError(
-            f"no one-step oracle for environment {task.environment or '(none)'}; there is one "
-            f"for {known}"
-        )
+    require(task)
     observations = np.asarray(observations, np.float64)
     actions = np.asarray(actions, np.float64)
     env = make(task)
