@@ -64,7 +64,7 @@ def test_later_assignments_win_and_the_original_stays():
         ("steps", "field.path=value"),
         ("stepps=3", "there are inner, limit, name, on, steps"),
         ("inner.x=3", "mode, rate, tau, widths"),
-        ("inner=3", "rate, widths, mode"),
+        ("inner=3", "rate, widths, tau, mode"),
         ("steps.x=3", "no fields of its own"),
         ("steps=1.5", "'1.5' is not of type int"),
         ("steps=true", "not of type int"),

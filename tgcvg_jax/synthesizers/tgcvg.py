@@ -55,13 +55,13 @@ PRESETS = {
     "paper": {},
     "quick": {
         "policy": {
-            "num_steps": 6_000,
+            "num_steps": 8_000,
             "context_length": 5,
             "batch_size": 64,
             "hidden_dim": 64,
             "critic_hidden_dims": (64, 64, 64),
             "initial_temperature": 0.05,
-            "bc_steps": 3_000,
+            "bc_steps": 2_000,
         },
         "dynamics": {"max_epochs": 10, "epoch_steps": 500, "hidden_dim": 100, "max_steps": 2},
         "window_length": 25,
