@@ -34,11 +34,15 @@ TINY = [
 QUICK_COMPILE = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
 
 
+def environment(changes=None):
+    return {**os.environ, **QUICK_COMPILE, **(changes or {})}
+
+
 def run(app, *arguments, cwd, env=None):
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{app}", *arguments],
         cwd=cwd,
-        env={**os.environ, **QUICK_COMPILE, **(env or {})},
+        env=environment(env),
         capture_output=True,
         text=True,
         timeout=300,
