@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tgcvg_jax.networks.mlp import MLP, EnsembleQ, Linear, mish
+from tgcvg_jax.networks.mlp import MLP, EnsembleQ, Linear, mish, orthogonal
 from tgcvg_jax.ops.distributions import tanh_normal_log_prob, tanh_normal_sample
 
 
@@ -58,3 +58,21 @@ def test_saturated_samples_have_finite_densities():
     assert float(action[0]) == 1.0
     # log N(40; 40, 1) - log(1 - tanh(40)^2), and 1 - tanh(u)^2 is 4 exp(-2u) for large u.
     assert float(log_prob) == pytest.approx(-0.5 * np.log(2 * np.pi) - np.log(4.0) + 80.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (14, 256), (256, 1), (1, 1)])
+def test_orthogonal(shape):
+    w = jax.vmap(lambda key: orthogonal(key, shape))(jax.random.split(jax.random.key(0), 5))
+    w = np.asarray(w) / 2.0**0.5
+    tall = w if shape[0] >= shape[1] else np.swapaxes(w, 1, 2)
+    identity = np.eye(min(shape))
+    np.testing.assert_allclose(np.swapaxes(tall, 1, 2) @ tall - identity, 0, atol=1e-5)
+    assert len(np.unique(w[:, 0, 0])) > (1 if max(shape) > 1 else 0)
+
+
+def test_twin_critics_initialise_without_lapack():
+    """Batched QR blocks jaxlib for ever on two cores (see `orthogonal`)."""
+    critic = EnsembleQ((16, 16), init_scheme="orthogonal")
+    init = jax.vmap(lambda key: critic.init(key, jnp.zeros((1, 3)), jnp.zeros((1, 2))))
+    jaxpr = str(jax.make_jaxpr(init)(jax.random.split(jax.random.key(0), 2)))
+    assert "qr" not in jaxpr and "householder" not in jaxpr
