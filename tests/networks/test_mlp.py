@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,4 +77,4 @@ def test_twin_critics_initialise_without_lapack():
     critic = EnsembleQ((16, 16), init_scheme="orthogonal")
     init = jax.vmap(lambda key: critic.init(key, jnp.zeros((1, 3)), jnp.zeros((1, 2))))
     jaxpr = str(jax.make_jaxpr(init)(jax.random.split(jax.random.key(0), 2)))
-    assert "qr" not in jaxpr and "householder" not in jaxpr
+    assert not re.search(r"\b(qr|geqrf|householder_product)\b", jaxpr)

@@ -55,7 +55,7 @@ PRESETS = {
     "paper": {},
     "quick": {
         "policy": {
-            "num_steps": 8_000,
+            "num_steps": 7_000,
             "context_length": 5,
             "batch_size": 64,
             "hidden_dim": 64,
