@@ -138,4 +138,4 @@ def train_one(name: str, model: str) -> None:
     learner = module.make(task, config).models[model]
     checkpointer = open_checkpoints(name, [model], task, config, dataset)[model]
     train_model(model, learner, getattr(config, model), dataset, checkpointer)
-    print(f"written to {checkpointer.directory}/")
+    print(f"written to {_main.task_dir(task, name, model)}/")

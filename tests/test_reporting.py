@@ -36,6 +36,8 @@ def test_a_damaged_log_is_read_as_far_as_it_goes(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,seed,loss\n10,0,1.5\n20,0,abc\nxx,0,1\n30,0\n40,0,2.5\n")
     assert list(reporting.read_curves(path)["loss"][0]) == [10, 40]
+    path.write_text("step,seed,loss\n10,0,1.5\n10,1,1.5\n20,0,2\n20,1,abc\n")
+    assert list(reporting.read_curves(path, by_seed=True)["loss"][0]) == [10]
     path.write_bytes(bytes(range(256)))
     assert reporting.read_curves(path) == {}
     assert reporting.read_curves(tmp_path / "missing.csv") == {}

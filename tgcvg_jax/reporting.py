@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,7 +68,10 @@ class MetricsLog:
             for row in self._rows:
                 if row.get(name):
                     by_step.setdefault(int(row["step"]), []).append(float(row[name]))
-            steps = sorted(by_step)
+            seeds = max(map(len, by_step.values()), default=0)
+            steps = sorted(s for s in by_step if len(by_step[s]) == seeds)
+            if not steps:
+                continue
             values = np.array([by_step[s] for s in steps])
             result[name] = np.array(steps), values if by_seed else values.mean(axis=1)
         return result
@@ -103,8 +105,9 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def _is_sound(row: Mapping[str, Any]) -> bool:
     try:
-        numbers = [float(v) for v in row.values() if v]
-        return row["step"].isdigit() and row["seed"].isdigit() and all(map(math.isfinite, numbers))
+        for value in row.values():
+            float(value or 0)
+        return row["step"].isdigit() and row["seed"].isdigit()
     except (KeyError, ValueError, TypeError):
         return False
 

@@ -173,6 +173,8 @@ def fit(
     if learner.validate is not None:
         epoch = round_up(learner.steps_per_epoch(data), per_update)
         validate = jax.jit(jax.vmap(learner.validate, in_axes=(0, None)))
+    if (num_steps is None) == (num_epochs is None) or (num_epochs is not None and not epoch):
+        raise ValueError("fit takes num_steps, or num_epochs for a learner that validates")
     if num_steps is None:
         num_steps = num_epochs * epoch
     num_steps = round_up(num_steps, per_update)

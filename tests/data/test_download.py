@@ -53,7 +53,7 @@ def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.daemon_threads = True
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_address[1]}/root/"
+        yield f"http://127.0.0.1:{running.server_address[1]}/files/"
         RELEASE.set()
         running.shutdown()
 

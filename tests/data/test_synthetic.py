@@ -71,13 +71,14 @@ def test_loads_as_a_dataset(once):
 def test_resumes_from_its_parts(once, tmp_path):
     path = tmp_path / "resumed.hdf5"
     fill(SyntheticStore(path, IDENTITY), 40)  # and then the process is killed
+    (tmp_path / ".resumed.hdf5.123.tmp").write_bytes(b"half a file")
     (tmp_path / "resumed.parts" / ".chunk_000002.hdf5.123.tmp").write_bytes(b"half a file")
     store = SyntheticStore(path, IDENTITY)
     assert store.progress().rows == 40 and not store.is_finished(73)
     fill(store, 73)
     store.finish(73, {})
     assert_same(path, once)
-    assert not (tmp_path / "resumed.parts").exists()
+    assert not (tmp_path / "resumed.parts").exists() and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("first", [20, 33, 60, 72])

@@ -122,6 +122,8 @@ class SyntheticStore:
         """
         if self.progress().rows < num_transitions:
             raise UserError(f"{self.path}: only {self.progress().rows} transitions are on disk")
+        for leftover in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            leftover.unlink()  # of a run that was killed here; it may be gigabytes
         ends: list[int] = []
         with atomic_path(self.path) as temporary, h5py.File(temporary, "w") as out:
             written = 0

@@ -98,10 +98,12 @@ def stream(
                 kept, total = kept + int(mask.any(axis=1).sum()), total + len(mask)
                 empty = 0 if len(flat.timestep) else empty + 1
                 if empty == MAX_EMPTY_CHUNKS:
-                    store.discard_parts()
+                    if not rows:
+                        store.discard_parts()
                     raise UserError(
-                        "all generated trajectories were dropped as implausible (NaN, or rewards "
-                        "far outside the dataset's); train the models longer"
+                        f"all trajectories of the last {MAX_EMPTY_CHUNKS} chunks were dropped as "
+                        "implausible (NaN, or rewards far outside the dataset's); train the models "
+                        "longer"
                     )
                 advance(min(len(flat.timestep), num_transitions - rows))
                 rows += len(flat.timestep)
