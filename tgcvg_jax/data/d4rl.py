@@ -26,9 +26,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tgcvg_jax.data.dataset import make_dataset
+from tgcvg_jax.data.dataset import from_columns, make_dataset
 from tgcvg_jax.data.validate import check_fields, open_hdf5
-from tgcvg_jax.types import ORIGINAL, Dataset, Task, Transition, UserError
+from tgcvg_jax.types import ORIGINAL, Dataset, Task, UserError
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("next_observations", "timeouts", "timesteps", "returns_to_go")
@@ -66,33 +66,26 @@ def read(path: str | Path, task: Task, *, source: int = ORIGINAL) -> Dataset:
     else:
         end = terminal | _time_limit(terminal, task.episode_length)
     end[-1] = True  # the trailing partial episode
-    observation = fields["observations"]
     if "next_observations" in fields:
-        next_observation = fields["next_observations"]
         keep = np.ones_like(end)
     else:
+        observation = fields["observations"]
         shifted = np.concatenate([observation[1:], observation[-1:]])
-        next_observation = np.where(end[:, None], observation, shifted)
+        fields["next_observations"] = np.where(end[:, None], observation, shifted)
         keep = terminal | ~end
         if not keep.any():
             raise UserError(f"{path}: next_observations is missing and no episode has two rows")
     # A dropped row hands the end of its episode to the row before it.
     episode = np.cumsum(end) - end
     last = np.append(np.diff(episode[keep]) != 0, True)
-    timestep, return_to_go = fields.get("timesteps"), fields.get("returns_to_go")
+    fields = {name: column[keep] for name, column in fields.items()}
     return make_dataset(
         task,
-        Transition(
-            observation=observation[keep],
-            action=fields["actions"][keep],
-            reward=fields["rewards"][keep],
-            discount=1 - fields["terminals"][keep],
-            next_observation=next_observation[keep],
-        ),
+        from_columns(fields),
         last,
         source=source,
-        timestep=None if timestep is None else timestep[keep],
-        return_to_go=None if return_to_go is None else return_to_go[keep],
+        timestep=fields.get("timesteps"),
+        return_to_go=fields.get("returns_to_go"),
     )
 
 

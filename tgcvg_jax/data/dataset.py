@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,22 @@ def make_dataset(
         remaining=last - index + 1,
         return_to_go=return_to_go,
         source=np.broadcast_to(np.asarray(source, np.uint8), (size,)),
+    )
+
+
+def from_columns(columns: Mapping[str, np.ndarray], terminals: str = "terminals") -> Transition:
+    """Columns under D4RL's names as a Transition: here, and only here, terminals become discounts.
+
+    Args:
+      columns: observations, actions, rewards, next_observations [M, ...], and the terminals.
+      terminals: name of that column (Minari: terminations).
+    """
+    return Transition(
+        observation=columns["observations"],
+        action=columns["actions"],
+        reward=columns["rewards"],
+        discount=1.0 - columns[terminals].astype(np.float32),
+        next_observation=columns["next_observations"],
     )
 
 

@@ -15,9 +15,9 @@ import minari
 import numpy as np
 from minari.dataset.minari_dataset import DATASET_ID_RE, EpisodeData
 
-from tgcvg_jax.data.dataset import make_dataset
+from tgcvg_jax.data.dataset import from_columns, make_dataset
 from tgcvg_jax.data.validate import check_fields, open_hdf5
-from tgcvg_jax.types import Dataset, Source, Task, Transition, UserError, one_line
+from tgcvg_jax.types import Dataset, Source, Task, UserError, one_line
 
 _FILE = "main_data.hdf5"
 
@@ -164,14 +164,7 @@ def from_episodes(where: str, task: Task, episodes: list[EpisodeData]) -> Datase
     )
     end = (fields["terminations"] == 1) | (fields["truncations"] == 1)
     end[np.cumsum([len(episode.actions) for episode in episodes]) - 1] = True
-    transition = Transition(
-        observation=fields["observations"],
-        action=fields["actions"],
-        reward=fields["rewards"],
-        discount=1 - fields["terminations"],
-        next_observation=fields["next_observations"],
-    )
-    return make_dataset(task, transition, end)
+    return make_dataset(task, from_columns(fields, "terminations"), end)
 
 
 def flat_dims(

@@ -19,10 +19,10 @@ import numpy as np
 from minari.dataset.minari_dataset import EpisodeData
 
 from tgcvg_jax.data import minari
-from tgcvg_jax.data.dataset import make_dataset
+from tgcvg_jax.data.dataset import from_columns, make_dataset
 from tgcvg_jax.data.validate import check_fields, open_hdf5
 from tgcvg_jax.files import atomic_path
-from tgcvg_jax.types import Dataset, Task, Transition
+from tgcvg_jax.types import Dataset, Task
 
 TRANSITIONS = 20_000
 
@@ -62,14 +62,7 @@ def read(path: str | Path, task: Task) -> Dataset:
             "terminals": terminals,
         },
     )
-    transition = Transition(
-        observation=fields["observations"],
-        action=fields["actions"],
-        reward=fields["rewards"],
-        discount=1 - fields["terminals"],
-        next_observation=fields["next_observations"],
-    )
-    return make_dataset(task, transition, end)
+    return make_dataset(task, from_columns(fields), end)
 
 
 def write(

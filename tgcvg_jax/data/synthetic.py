@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from tgcvg_jax import config as config_lib
-from tgcvg_jax.data.dataset import Flat
+from tgcvg_jax.data.dataset import Flat, from_columns
 from tgcvg_jax.files import atomic_path
 from tgcvg_jax.types import Transition, UserError, one_line
 
@@ -225,14 +225,7 @@ def read_sample(path: str | Path, max_rows: int) -> tuple[Transition, np.ndarray
         starts = np.linspace(0, size - count, blocks).astype(int)
         read = {name: np.concatenate([f[name][s : s + count] for s in starts]) for name in COLUMNS}
         ends = f["terminals"][:] | f["timeouts"][:]
-    transition = Transition(
-        observation=read["observations"],
-        action=read["actions"],
-        reward=read["rewards"],
-        discount=1.0 - read["terminals"].astype(np.float32),
-        next_observation=read["next_observations"],
-    )
-    return transition, np.diff(np.flatnonzero(ends), prepend=-1), size
+    return from_columns(read), np.diff(np.flatnonzero(ends), prepend=-1), size
 
 
 def _columns(flat: Flat) -> Rows:
