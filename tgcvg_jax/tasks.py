@@ -6,7 +6,10 @@ are D4RL's (Fu et al. 2020, `infos.py`); normalised score = 100 (R - min) / (max
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from tgcvg_jax.types import Source, Task
 
@@ -55,49 +58,177 @@ TGCVG_SETTINGS = {
 }
 
 
-class _Domain(NamedTuple):
-    environment: str
+class _Robot(NamedTuple):
+    name: str
     observation_dim: int
     action_dim: int
     min_score: float
     max_score: float
 
 
+class _Maze(NamedTuple):
+    horizon: int
+    sparse: tuple[float, float]
+    dense: tuple[float, float]
+
+
 LOCOMOTION = {
-    "halfcheetah": _Domain("HalfCheetah-v4", 17, 6, -280.178953, 12135.0),
-    "hopper": _Domain("Hopper-v4", 11, 3, -20.272305, 3234.3),
-    "walker2d": _Domain("Walker2d-v4", 17, 6, 1.629008, 4592.3),
+    "halfcheetah": _Robot("HalfCheetah", 17, 6, -280.178953, 12135.0),
+    "hopper": _Robot("Hopper", 11, 3, -20.272305, 3234.3),
+    "walker2d": _Robot("Walker2d", 17, 6, 1.629008, 4592.3),
 }
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 BUNDLED_LEVEL = "medium"
+MAZE2D = {
+    #              T    reference scores, sparse and dense reward
+    "umaze": _Maze(300, (23.85, 161.86), (68.537689, 193.66285642381482)),
+    "medium": _Maze(600, (13.13, 277.39), (44.264742, 297.4552547777125)),
+    "large": _Maze(800, (6.7, 273.99), (30.569041, 303.4857382709002)),
+}
+ANTMAZE = {  # part of the file's name that tells the maze, start and goals
+    "umaze": "u-maze_noisy_multistart_False_multigoal_False",
+    "umaze-diverse": "u-maze_noisy_multistart_True_multigoal_True",
+    "medium-play": "big-maze_noisy_multistart_True_multigoal_False",
+    "medium-diverse": "big-maze_noisy_multistart_True_multigoal_True",
+    "large-play": "hardest-maze_noisy_multistart_True_multigoal_False",
+    "large-diverse": "hardest-maze_noisy_multistart_True_multigoal_True",
+}
+MAZES = ("maze2d", "pointmaze", "antmaze")  # domains with sparse goals
+MAZE_EPISODES = 100  # evaluation episodes in mazes; elsewhere 10
 
 
-def _locomotion() -> dict[str, Task]:
-    tasks = {}
-    for domain, d in LOCOMOTION.items():
-        scale = dict(
-            environment=d.environment,
-            observation_dim=d.observation_dim,
-            action_dim=d.action_dim,
+def _environments() -> dict[str, Task]:
+    """What can be collected in, by short name. Robots are Gymnasium's as they are today."""
+    found = {}
+    for name, r in LOCOMOTION.items():
+        found[name] = Task(
+            name=name,
+            environment=f"{r.name}-v4",
+            observation_dim=r.observation_dim,
+            action_dim=r.action_dim,
             episode_length=1000,
-            min_score=d.min_score,
-            max_score=d.max_score,
+            min_score=r.min_score,
+            max_score=r.max_score,
+            family=name,
         )
+    for maze, m in MAZE2D.items():
+        for suffix, (low, high) in (("", m.sparse), ("-dense", m.dense)):
+            name = f"maze2d-{maze}{suffix}"
+            found[name] = Task(
+                name=name,
+                environment=f"tgcvg/Maze2D-{maze}{suffix}-v1",
+                observation_dim=4,
+                action_dim=2,
+                episode_length=m.horizon,
+                min_score=low,
+                max_score=high,
+                family=name,
+                eval_episodes=MAZE_EPISODES,
+            )
+    for maze in ("umaze", "medium", "large"):
+        name = f"antmaze-{maze}"
+        found[name] = Task(
+            name=name,
+            environment=f"tgcvg/AntMaze-{maze}-v2",
+            observation_dim=29,
+            action_dim=8,
+            episode_length=700 if maze == "umaze" else 1000,
+            min_score=0.0,
+            max_score=1.0,
+            family=name,
+            eval_episodes=MAZE_EPISODES,
+        )
+    return found
+
+
+def _tasks() -> Iterator[Task]:
+    for domain, robot in LOCOMOTION.items():
         for level in LEVELS:
             name = f"{domain}-{level}-v2"
             file = f"{domain}_{level.replace('-', '_')}-v2.hdf5"
-            source = Source("d4rl", file, f"gym_mujoco_v2/{file}")
-            tasks[name] = Task(name=name, family=f"{domain}-{level}", sources=(source,), **scale)
+            yield dataclasses.replace(
+                ENVIRONMENTS[domain],
+                name=name,
+                environment=f"tgcvg/{robot.name}-v2",
+                family=f"{domain}-{level}",
+                sources=(Source("d4rl", file, f"gym_mujoco_v2/{file}"),),
+            )
+    for domain in LOCOMOTION:
         name = f"{domain}-{BUNDLED_LEVEL}-mini"
-        source = Source("bundled", f"{name}.hdf5")
-        family = f"{domain}-{BUNDLED_LEVEL}"
-        tasks[name] = Task(name=name, family=family, sources=(source,), **scale)
-    return tasks
+        yield dataclasses.replace(
+            ENVIRONMENTS[domain],
+            name=name,
+            family=f"{domain}-{BUNDLED_LEVEL}",
+            sources=(Source("bundled", f"{name}.hdf5"),),
+        )
+    for maze in MAZE2D:
+        for suffix, reward in (("", "sparse"), ("-dense", "dense")):
+            file = f"maze2d-{maze}-{reward}-v1.hdf5"
+            yield dataclasses.replace(
+                ENVIRONMENTS[f"maze2d-{maze}{suffix}"],
+                name=f"maze2d-{maze}{suffix}-v1",
+                sources=(Source("d4rl", file, f"maze2d/{file}"),),
+            )
+    for level, described in ANTMAZE.items():
+        file = f"Ant_maze_{described}_sparse_fixed.hdf5"
+        yield dataclasses.replace(
+            ENVIRONMENTS[f"antmaze-{level.split('-')[0]}"],
+            name=f"antmaze-{level}-v2",
+            family=f"antmaze-{level}",
+            sources=(Source("d4rl", file, f"ant_maze_v2/{file}"),),
+        )
+    yield from _minari_tasks()
 
 
-TASKS: dict[str, Task] = _locomotion()
+def _minari_tasks() -> Iterator[Task]:
+    """The published Minari sets of the same environments.
+
+    Their metadata decides once they are on the disk (see `data.minari.make_task`), reference scores
+    too; until then this is what is known of them. Dict observations are flattened as
+    `gymnasium.spaces.flatten` does: achieved goal, desired goal, observation.
+    """
+
+    def task(name: str, environment: str, sizes: tuple[int, int, int], **fields: Any) -> Task:
+        source = (Source("minari", name),)
+        return Task(name, environment, *sizes, sources=source, family=minari_family(name), **fields)
+
+    for domain, r in LOCOMOTION.items():
+        for level in ("simple", "medium", "expert"):
+            sizes = (r.observation_dim, r.action_dim, 1000)
+            yield task(f"mujoco/{domain}/{level}-v0", f"tgcvg/{r.name}-v5", sizes)
+    mazes = {"open": ("Open", 300), "umaze": ("UMaze", 300), "medium": ("Medium", 600),
+             "large": ("Large", 800)}  # fmt: skip
+    for maze, (name, horizon) in mazes.items():
+        for suffix, dense in (("", ""), ("-dense", "Dense")):
+            yield task(
+                f"D4RL/pointmaze/{maze}{suffix}-v2", f"PointMaze_{name}{dense}-v3",
+                (8, 2, horizon), eval_episodes=MAZE_EPISODES,
+            )  # fmt: skip
+    for level in ANTMAZE:
+        name, _ = mazes[level.split("-")[0]]
+        yield task(
+            f"D4RL/antmaze/{level}-v1", f"AntMaze_{name}-v4",
+            (31, 8, 700 if name == "UMaze" else 1000), eval_episodes=MAZE_EPISODES,
+        )  # fmt: skip
+
+
+def minari_family(dataset_id: str) -> str:
+    """Family of a Minari id: `mujoco/hopper/medium-v0` is of `hopper-medium`.
+
+    Sets of our own making are called `<namespace>/<environment>/generated-v0`.
+    """
+    words = re.sub(r"-v\d+$", "", dataset_id).split("/")
+    return "-".join(words[-2:]).removesuffix("-generated")
+
+
+ENVIRONMENTS: dict[str, Task] = _environments()
+TASKS: dict[str, Task] = {task.name: task for task in _tasks()}
 
 
 def tgcvg_settings(task: Task) -> TGCVGSettings:
     """The papers' settings for a task, or the defaults where the papers have none."""
-    return TGCVG_SETTINGS.get(task.family, TGCVGSettings())
+    family = task.family.removesuffix("-dense").replace("pointmaze-", "maze2d-")
+    if family in TGCVG_SETTINGS:
+        return TGCVG_SETTINGS[family]
+    # Mazes have short windows whatever the level: models err at walls.
+    return TGCVG_SETTINGS["maze2d-umaze"] if task.domain in MAZES else TGCVGSettings()

@@ -57,13 +57,16 @@ class Task:
 
     Attributes:
       name: what the user types after `--env=`.
-      environment: Gymnasium id of the evaluation environment; empty if there is none.
+      environment: Gymnasium id of the evaluation environment; empty if there is none. It names the
+        simulator exactly: `tgcvg/Hopper-v2` is Hopper with D4RL's physics, `Hopper-v4` as it is.
+      environment_kwargs: its constructor's arguments as JSON; empty if there are none.
       observation_dim: S.
       action_dim: A.
       episode_length: time limit in steps.
       min_score: return that scores 0, None if the task has no reference.
       max_score: return that scores 100, None if the task has no reference.
-      family: key into the papers' per-task settings, for example `hopper-medium`.
+      family: key into the papers' per-task settings, for example `hopper-medium`; up to the first
+        dash the `domain`, which says how a file is read and how rewards are transformed.
       sources: tried in order.
       eval_episodes: evaluation episodes for each seed.
     """
@@ -78,6 +81,12 @@ class Task:
     family: str = ""
     sources: tuple[Source, ...] = ()
     eval_episodes: int = 10
+    environment_kwargs: str = ""
+
+    @property
+    def domain(self) -> str:
+        """The first word of the family, for example `hopper`, `maze2d` or `antmaze`."""
+        return self.family.split("-")[0]
 
 
 class Transition(NamedTuple):

@@ -1,15 +1,50 @@
-"""Evaluation environments."""
+"""Environments: D4RL's simulators on today's MuJoCo, and whatever Gymnasium makes.
+
+Importing this package registers, as Gymnasium packages do:
+
+    tgcvg/{Hopper,HalfCheetah,Walker2d}-v2   D4RL's physics (`physics.py`)
+    tgcvg/{Hopper,HalfCheetah,Walker2d}-v5   Gymnasium's -v5, contact margins as before MuJoCo 3.5
+    tgcvg/Maze2D-{umaze,medium,large}[-dense]-v1   D4RL's point mazes (`maze2d.py`)
+    tgcvg/AntMaze-{umaze,medium,large}-v2          D4RL's ant mazes (`antmaze.py`)
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import gymnasium
 import mujoco
 
 from tgcvg_jax.types import Task, UserError, one_line
+
+ROBOTICS = ("PointMaze_", "AntMaze_", "Adroit", "FrankaKitchen")  # ids of gymnasium-robotics
+
+
+def _register() -> None:
+    def register(name: str, entry_point: str, max_episode_steps: int, **kwargs: Any) -> None:
+        if f"tgcvg/{name}" not in gymnasium.registry:
+            gymnasium.register(
+                f"tgcvg/{name}",
+                f"tgcvg_jax.envs.{entry_point}",
+                max_episode_steps=max_episode_steps,
+                kwargs=kwargs,
+            )
+
+    for robot in ("Hopper", "HalfCheetah", "Walker2d"):
+        for version in ("v2", "v5"):
+            register(f"{robot}-{version}", f"physics:{robot}{version.upper()}", 1000)
+    for maze, horizon in (("umaze", 300), ("medium", 600), ("large", 800)):
+        for suffix, dense in (("", False), ("-dense", True)):
+            register(f"Maze2D-{maze}{suffix}-v1", "maze2d:Maze2D", horizon, maze=maze, dense=dense)
+    for maze, horizon in (("umaze", 700), ("medium", 1000), ("large", 1000)):
+        register(f"AntMaze-{maze}-v2", "antmaze:AntMaze", horizon, maze=maze)
+
+
+_register()
 
 
 @contextlib.contextmanager
@@ -41,22 +76,35 @@ def make(task: Task) -> gymnasium.Env:
       A single environment with observations [S] and actions [A]. Observations keep the
       environment's own dtype (float64 in MuJoCo).
 
+    Dict observations are flattened as `gymnasium.spaces.flatten` does.
+
     Raises:
       UserError: the task has no environment, Gymnasium cannot make it, or its spaces are not boxes
         of the task's dimensions.
     """
     if not task.environment:
         raise UserError(f"task {task.name} has no environment to evaluate in")
+    _register_robotics(task.environment)
     try:
         # Every make would say that -v4 is out of date (D4RL's names mean -v4), and every
         # compilation of HalfCheetah that Gymnasium's own XML uses an old attribute.
         with mujoco_warnings(_forward_unless_deprecation), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*(out of date|deprecated)")
             env = gymnasium.make(
-                task.environment, max_episode_steps=task.episode_length, disable_env_checker=True
+                task.environment,
+                max_episode_steps=task.episode_length,
+                disable_env_checker=True,
+                **json.loads(task.environment_kwargs or "{}"),
             )
     except (gymnasium.error.Error, ImportError) as error:
-        raise UserError(f"cannot make environment {task.environment}: {one_line(error)}") from error
+        hint = ""
+        if task.environment.startswith(ROBOTICS):
+            hint = "; it is of gymnasium-robotics: python -m pip install 'tgcvg_jax[robotics]'"
+        raise UserError(
+            f"cannot make environment {task.environment}: {one_line(error)}{hint}"
+        ) from error
+    if isinstance(env.observation_space, gymnasium.spaces.Dict):
+        env = gymnasium.wrappers.FlattenObservation(env)
     expected = {"observation": (task.observation_dim,), "action": (task.action_dim,)}
     for name, shape in expected.items():
         space = getattr(env, f"{name}_space")
@@ -67,3 +115,12 @@ def make(task: Task) -> gymnasium.Env:
                 f"needs a Box of shape {shape}"
             )
     return gymnasium.wrappers.ClipAction(env)
+
+
+def _register_robotics(environment: str) -> None:
+    """Registers gymnasium-robotics' environments if one is asked for and the package is there."""
+    if environment.startswith(ROBOTICS) and environment not in gymnasium.registry:
+        with contextlib.suppress(ImportError):
+            import gymnasium_robotics
+
+            gymnasium.register_envs(gymnasium_robotics)
