@@ -30,11 +30,10 @@ def define_variant() -> None:
 
 
 def synthesizer_config(module: ModuleType, task: Task) -> Any:
-    """A synthesizer's config: dataclass, task table, variant, preset, `--set`, in this order."""
-    config = module.for_task(task)
+    """A synthesizer's config: dataclass, task table, preset, variant, `--set`, in this order."""
+    config = module.for_task(task, FLAGS.preset)
     if FLAGS.variant == "as_paper":
         config = module.as_paper(config)
-    config = config_lib.replace_nested(config, module.PRESETS[FLAGS.preset])
     return config_lib.override(config, FLAGS.set)
 
 
@@ -42,7 +41,7 @@ def load() -> tuple[Task, Dataset]:
     """The task and dataset of the command line."""
     where = dict(data_dir=FLAGS.data_dir, dataset=FLAGS.dataset)
     task = data.resolve(FLAGS.env, **where)
-    dataset = data.load(task, **where)
+    dataset = data.load(task, **where, after_goal=FLAGS.after_goal)
     returns = data.episode_returns(dataset)
     print(
         f"{task.name}: {dataset.size:,} transitions, {len(returns):,} episodes, "

@@ -100,14 +100,11 @@ def score_dynamics(task: Task, config: any_step_dynamics.Config, states: Any) ->
     rows = np.random.default_rng(FLAGS.seed).choice(dataset.size, count, replace=False)
     t = jax.tree.map(lambda x: np.asarray(x)[rows], dataset.transition)
     state = training.select_seed(states, 0)
-    mean, _ = any_step_dynamics.predict(
-        state.best_params, state, t.observation, t.action[:, None], 1, None,
-        task=task, config=config,
-    )  # fmt: skip
-    mean = np.asarray(mean)
+    predicted, reward = any_step_dynamics.step_model(
+        state, t.observation, t.action, 0.0, None, task=task, config=config
+    )
     scale = np.asarray(state.observation_normalizer.std)
-    predicted = t.observation + mean[:, :-1]
-    error = oracle.dynamics_error(task, t.observation, t.action, predicted, mean[:, -1], scale)
+    error = oracle.dynamics_error(task, t.observation, t.action, predicted, reward, scale)
     print(
         f"one-step error on {error['num_rows']:,} states of the dataset, in standard deviations "
         f"of the data ({error['num_masked']:,} more are clipped, so not a full state)"

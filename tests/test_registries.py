@@ -18,7 +18,7 @@ PRESETS = ("paper", "quick")
 @pytest.mark.parametrize("name", SYNTHESIZERS)
 def test_synthesizers(name, preset):
     module = SYNTHESIZERS[name]
-    config = config_lib.replace_nested(module.for_task(TASK), module.PRESETS[preset])
+    config = module.for_task(TASK, preset)
     config_lib.check(config)
     config_lib.check(module.as_paper(config))
     assert config_lib.from_dict(module.Config, config_lib.to_dict(config)) == config

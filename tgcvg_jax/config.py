@@ -12,6 +12,7 @@ from typing import Any
 from tgcvg_jax.types import UserError
 
 UNIT_INTERVAL = ("dropout", "holdout_fraction", "discount", "tau")
+SIGNED = ("reward_shift", "min_log_std")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def override(config: Any, assignments: Iterable[str]) -> Any:
 def check(config: Any, prefix: str = "") -> None:
     """Refuses numbers that no config means.
 
-    None may be negative, NaN or infinite; a whole number (a size or a count) may be 0 only if its
+    None may be negative (but those in SIGNED), NaN or infinite; a whole number (a size or a count) may be 0 only if its
     default is; probabilities, fractions and factors of decay are at most 1.
 
     Raises:
@@ -56,6 +57,8 @@ def check(config: Any, prefix: str = "") -> None:
             check(value, f"{name}.")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            if field.name in SIGNED and math.isfinite(number):
                 continue
             if not 0 <= number < math.inf:
                 raise UserError(f"{name}={number}: must be a number of at least 0")

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib.resources
 import os
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import gymnasium
 
@@ -23,7 +25,7 @@ from tgcvg_jax.data.dataset import (
     make_dataset,
     split,
 )
-from tgcvg_jax.envs import mujoco_warnings
+from tgcvg_jax.envs import mujoco_warnings, oracle, rescale_actions
 from tgcvg_jax.types import Dataset, Source, Task, UserError, one_line
 
 __all__ = [
@@ -33,7 +35,9 @@ __all__ = [
     "episode_returns",
     "flatten",
     "load",
+    "locate",
     "make_dataset",
+    "obtain",
     "resolve",
     "split",
 ]
@@ -45,8 +49,9 @@ def resolve(
     """The task of a name.
 
     Args:
-      name: a name in `tasks.TASKS`; else a Minari id found in a local store; else a Gymnasium id,
-        whose task has no reference scores and no data of its own.
+      name: a Minari id found in a local store (its metadata decides); else a name in `tasks.TASKS`;
+        else one in `tasks.ENVIRONMENTS` or a Gymnasium id, which have no data of their own (and a
+        Gymnasium id no reference scores).
       data_dir: a folder that may hold Minari datasets too.
       dataset: the user's own data; where it is the Minari dataset called `name`, the task is
         read from it.
@@ -54,10 +59,11 @@ def resolve(
     Raises:
       UserError: no such name, or an environment that the library does not support.
     """
-    if name in tasks.TASKS:
-        return tasks.TASKS[name]
-    if minari.find(name, data_dir) is not None:
+    if "/" in name and minari.find(name, data_dir) is not None:
         return minari.make_task(name, data_dir)
+    known = tasks.TASKS | tasks.ENVIRONMENTS
+    if name in known:
+        return known[name]
     if name in gymnasium.registry:
         return _gymnasium_task(name)
     if dataset is not None and minari.find(dataset, data_dir) is not None:
@@ -66,28 +72,34 @@ def resolve(
             return task
     if "/" in name and minari.is_id(name):
         minari.require(name, data_dir)  # raises, and says how to get it
-    close = difflib.get_close_matches(name, [*tasks.TASKS, *gymnasium.registry], n=3, cutoff=0.7)
+    close = difflib.get_close_matches(name, [*known, *gymnasium.registry], n=3, cutoff=0.7)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    domains = ", ".join(f"{d}-*" for d in sorted({key.split("-")[0] for key in tasks.TASKS}))
     raise UserError(
-        f"unknown env {name!r}; {hint}--env takes {domains} (such as hopper-medium-v2 or "
-        "hopper-medium-mini), a Minari id, or a Gymnasium id together with --dataset"
+        f"unknown env {name!r}; {hint}--env takes a D4RL name such as hopper-medium-v2, a bundled "
+        "one such as hopper-medium-mini, a Minari id, or a Gymnasium id together with --dataset; "
+        "`python -m experiments.datasets list` shows all"
     )
 
 
 def load(
-    name: str | Task, *, data_dir: str | Path | None = None, dataset: str | Path | None = None
+    name: str | Task,
+    *,
+    data_dir: str | Path | None = None,
+    dataset: str | Path | None = None,
+    after_goal: Literal["drop", "keep"] = "drop",
 ) -> Dataset:
     """The dataset of a task, on the default device.
 
     A D4RL file is looked for in `data_dir`, $TGCVG_DATA and ~/.d4rl/datasets, and otherwise
-    downloaded into the first of these that is given.
+    downloaded into the first of these that is given. A few of its steps are taken again in the
+    task's simulator; a warning says so if they come out differently.
 
     Args:
       name: a name as in `resolve`, or a task.
       data_dir: a folder with D4RL files or Minari datasets.
       dataset: overrides the task's own source: an HDF5 file in D4RL's format, a Minari dataset's
         directory, or a Minari id.
+      after_goal: of AntMaze files, see `d4rl.read`.
 
     Raises:
       UserError: unknown name, no data to be had, or data that is damaged or of another
@@ -101,39 +113,57 @@ def load(
         path = Path(dataset).expanduser()
         if path.is_dir() or (minari.is_id(str(dataset)) and not path.is_file()):
             return minari.read(dataset, task, data_dir)
-        return d4rl.read(dataset, task)
+        return _read_d4rl(path, task, after_goal)
     if not task.sources:
         raise UserError(f"{task.name}: has no data of its own; give it with --dataset=PATH")
-    local = (source for source in task.sources if _is_local(source, data_dir))
-    source = next(local, task.sources[0])
+    here = (source for source in task.sources if locate(source, data_dir) is not None)
+    source = next(here, task.sources[0])
     if source.kind == "bundled":
         from tgcvg_jax.data import mini  # not above: it also runs as a program, `python -m`
 
         return mini.read_bundled(source.name, task)
     if source.kind == "minari":
         return minari.read(source.name, task, data_dir)
-    path = _find_d4rl(source, data_dir)
-    if path is None:
-        path = download.fetch(source.path, _d4rl_folders(data_dir)[0] / source.name)
-    return d4rl.read(path, task)
+    return _read_d4rl(obtain(source, data_dir), task, after_goal)
 
 
-def _is_local(source: Source, data_dir: str | Path | None) -> bool:
+def locate(source: Source, data_dir: str | Path | None = None) -> Path | None:
+    """Where a source's data is on this machine, or None."""
+    if source.kind == "bundled":
+        return Path(str(importlib.resources.files("tgcvg_jax.data"))) / "bundled" / source.name
     if source.kind == "minari":
-        return minari.find(source.name, data_dir) is not None
-    return source.kind == "bundled" or _find_d4rl(source, data_dir) is not None
+        return minari.find(source.name, data_dir)
+    # Directly in the folder, or as the server lays it out: gym_mujoco_v2/hopper_medium-v2.hdf5.
+    names = (source.name, source.path or source.name)
+    paths = (folder / name for folder in _d4rl_folders(data_dir) for name in names)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def obtain(source: Source, data_dir: str | Path | None = None) -> Path:
+    """Where a source's data is, after a download if it was not there.
+
+    Raises:
+      UserError: the download failed.
+    """
+    path = locate(source, data_dir)
+    if path is not None:
+        return path
+    if source.kind == "minari":
+        minari.download(source.name)
+        return minari.require(source.name, data_dir)
+    return download.fetch(source.path, _d4rl_folders(data_dir)[0] / source.name)
+
+
+def _read_d4rl(path: Path, task: Task, after_goal: Literal["drop", "keep"]) -> Dataset:
+    dataset = d4rl.read(path, task, after_goal=after_goal)
+    if (trouble := oracle.check_physics(task, dataset.transition)) is not None:
+        warnings.warn(f"{path}: {trouble}", stacklevel=3)
+    return dataset
 
 
 def _d4rl_folders(data_dir: str | Path | None) -> list[Path]:
     given = (data_dir, os.environ.get("TGCVG_DATA"), "~/.d4rl/datasets")
     return [Path(folder).expanduser() for folder in given if folder]
-
-
-def _find_d4rl(source: Source, data_dir: str | Path | None) -> Path | None:
-    # Directly in the folder, or as the server lays it out: gym_mujoco_v2/hopper_medium-v2.hdf5.
-    names = (source.name, source.path or source.name)
-    paths = (folder / name for folder in _d4rl_folders(data_dir) for name in names)
-    return next((path for path in paths if path.is_file()), None)
 
 
 def _gymnasium_task(name: str) -> Task:
@@ -145,6 +175,7 @@ def _gymnasium_task(name: str) -> Task:
     except Exception as error:  # whatever a registered environment's constructor raises
         raise UserError(f"{name}: Gymnasium cannot make it ({one_line(error)})") from error
     env.close()
+    env = rescale_actions(env)
     observation_dim, action_dim = minari.flat_dims(name, env.observation_space, env.action_space)
     if env.spec.max_episode_steps is None:
         raise UserError(f"{name}: has no time limit; register it with max_episode_steps")

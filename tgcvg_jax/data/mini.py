@@ -65,8 +65,17 @@ def read(path: str | Path, task: Task) -> Dataset:
     return make_dataset(task, from_columns(fields), end)
 
 
+def count(path: str | Path) -> int:
+    """Number of transitions in a file that `write` made."""
+    with open_hdf5(path) as file:
+        return len(file["actions"])
+
+
 def write(
-    path: str | Path, episodes: Sequence[EpisodeData], attributes: Mapping[str, object]
+    path: str | Path,
+    episodes: Sequence[EpisodeData],
+    attributes: Mapping[str, object],
+    compression: int = 9,
 ) -> None:
     """Writes episodes as a bundled file.
 
@@ -74,6 +83,7 @@ def write(
       path: the file.
       episodes: Minari episodes; terminations may stand only in an episode's last row.
       attributes: stored at the file's root.
+      compression: of gzip, 1 (fast) to 9.
     """
     join = lambda name: np.concatenate([getattr(e, name) for e in episodes])  # noqa: E731
     names = ("observations", "actions", "rewards")
@@ -85,7 +95,7 @@ def write(
         for name, array in arrays.items():
             # One column a chunk: neighbours of the same quantity compress best.
             chunks = (len(array), 1)[: array.ndim]
-            packing = dict(chunks=chunks, shuffle=True, compression="gzip", compression_opts=9)
+            packing = dict(chunks=chunks, shuffle=True, compression="gzip", compression_opts=compression)
             file.create_dataset(name, data=array, **packing)
         file.attrs.update(attributes)
 

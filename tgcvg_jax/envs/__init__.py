@@ -18,6 +18,7 @@ from typing import Any
 
 import gymnasium
 import mujoco
+import numpy as np
 
 from tgcvg_jax.types import Task, UserError, one_line
 
@@ -114,7 +115,17 @@ def make(task: Task) -> gymnasium.Env:
                 f"the {name} space of {task.environment} is {space}, but task {task.name} "
                 f"needs a Box of shape {shape}"
             )
-    return gymnasium.wrappers.ClipAction(env)
+    return gymnasium.wrappers.ClipAction(rescale_actions(env))
+
+
+def rescale_actions(env: gymnasium.Env) -> gymnasium.Env:
+    """The environment with its action box mapped to [-1, 1], which all policies here act in."""
+    box = env.action_space
+    if not isinstance(box, gymnasium.spaces.Box) or not box.is_bounded():
+        return env
+    if np.all(box.low == -1) and np.all(box.high == 1):
+        return env
+    return gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
 
 
 def _register_robotics(environment: str) -> None:

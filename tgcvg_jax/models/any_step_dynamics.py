@@ -33,6 +33,7 @@ class Config:
     dropout: float = 0.1
     batch_size: int = 256
     learning_rate: float = 3e-4
+    reward_bias: float = 0.0  # added to the rewards that it learns; released for mazes: 1
     epoch_steps: int | None = None  # gradient steps in an epoch; None: floor(train / batch) * m
     patience: int = 25  # epochs without improvement before training stops
     holdout_fraction: float = 0.2  # the last transitions of the dataset,
@@ -96,7 +97,7 @@ class Batch:
     Attributes:
       observation: [B, S], the first state, raw.
       actions: [B, m, A], raw; the first k count.
-      target: [B, S + 1], change of state over k steps, and the k-th reward.
+      target: [B, S + 1], change of state over k steps, and the k-th reward plus its bias.
       k: scalar int32 in 1..m.
     """
 
@@ -128,7 +129,7 @@ def predict(
     task: Task,
     config: Config,
 ) -> tuple[Array, Array]:
-    """Mean and log variance [..., S + 1] of (state change, reward), from raw inputs.
+    """Mean and log variance [..., S + 1] of (state change, reward + bias), from raw inputs.
 
     Args:
       params: network parameters.
@@ -191,7 +192,7 @@ def step_model(
     state: State,
     observation: Array,
     action: Array,
-    noise: Array,
+    noise: Array | float,
     dropout_key: PRNGKey | None,
     *,
     task: Task,
@@ -203,7 +204,7 @@ def step_model(
       state: trained state.
       observation: [B, S], raw.
       action: [B, A], raw.
-      noise: [B, S + 1], standard normal.
+      noise: [B, S + 1], standard normal; 0 for the mean.
       dropout_key: None turns dropout off; the released code leaves it on.
       task: the task.
       config: the config.
@@ -216,7 +217,7 @@ def step_model(
         task=task, config=config,
     )  # fmt: skip
     sample = mean + jnp.exp(0.5 * log_var) * noise
-    return observation + sample[:, :-1], sample[:, -1]
+    return observation + sample[:, :-1], sample[:, -1] - config.reward_bias
 
 
 def take_batch(
@@ -228,7 +229,7 @@ def take_batch(
     step = windows.unpack(rows, task.observation_dim, task.action_dim)
     last = jax.tree.map(lambda x: jnp.take(x, k - 1, axis=1), step)
     change = last.next_observation - step.observation[:, 0]
-    target = jnp.concatenate([change, last.reward[:, None]], axis=-1)
+    target = jnp.concatenate([change, last.reward[:, None] + config.reward_bias], axis=-1)
     return Batch(step.observation[:, 0], step.action, target, k)
 
 

@@ -50,6 +50,8 @@ class Config:
     num_action_samples: int = 5  # each from uniform, pi(.|s) and pi(.|s'): 15 in all
     td_reduction: Literal["mean", "half_sum"] = "mean"  # half_sum: equation 2 to the letter
     initial_temperature: float = 1.0  # alpha
+    reward_shift: float = 0.0  # rewards become (r + shift) * scale; released for AntMaze: -0.5
+    reward_scale: float = 1.0  # released for AntMaze: 4; paper: neither mentioned
     terminal_penalty: float = 0.0  # subtracted from rewards of terminals (GTA: 100)
     bc_steps: int = 0  # first steps train the actor by maximum likelihood alone (not released)
     shared_forward: bool = True  # False: one forward pass for each sampled action, as released
@@ -59,7 +61,12 @@ class Config:
 def as_paper(config: Config) -> Config:
     """The paper's values where they differ from the released code."""
     return dataclasses.replace(
-        config, learning_rate=1e-4, actor_weight_decay=0.0, td_reduction="half_sum"
+        config,
+        learning_rate=1e-4,
+        actor_weight_decay=0.0,
+        td_reduction="half_sum",
+        reward_shift=0.0,
+        reward_scale=1.0,
     )
 
 
@@ -283,11 +290,12 @@ def make(task: Task, config: Config) -> Learner:
         transition = dataset.transition
         normalizer = fit_normalizer(transition.observation, eps=1e-5, ddof=1)
         terminal = 1.0 - transition.discount
+        reward = (transition.reward + config.reward_shift) * config.reward_scale
         rows = windows.pack(
             transition._replace(
                 observation=normalizer(transition.observation),
                 next_observation=normalizer(transition.next_observation),
-                reward=transition.reward - config.terminal_penalty * terminal,
+                reward=reward - config.terminal_penalty * terminal,
             )
         )
         return Data(rows, dataset.order, dataset.num_starts, normalizer)

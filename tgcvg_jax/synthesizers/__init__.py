@@ -4,9 +4,9 @@ Each module has
 
     Config           frozen dataclass with a field for each model, named as in `Synthesizer.models`
     MODEL_KINDS      model -> its module's name in `tgcvg_jax.models.MODELS`
-    PRESETS          {"paper": ..., "quick": ...}, nested changes to Config
+    PRESETS          {"paper": ..., "quick": ...}, nested changes to Config that `for_task` applies
     NUM_TRANSITIONS  preset -> how many to generate if the user doesn't say
-    for_task(task) -> Config
+    for_task(task, preset) -> Config
     as_paper(config) -> Config
     make(task, config) -> Synthesizer
 """

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from tgcvg_jax import tasks
+from tgcvg_jax.config import replace_nested
 from tgcvg_jax.data import windows
 from tgcvg_jax.models import any_step_dynamics, transformer_cql
 from tgcvg_jax.types import (
@@ -50,7 +51,8 @@ class Config:
 
 # What each preset changes. `quick` is a run of minutes on two CPU cores: small networks, a warm-up
 # by behaviour cloning and a low initial temperature, without which so short a run would still act
-# at random (the temperature starts at 1 and takes some 10,000 steps to fall).
+# at random (the temperature starts at 1 and takes some 10,000 steps to fall). Its window is the
+# longest that it takes; mazes have shorter ones.
 PRESETS = {
     "paper": {},
     "quick": {
@@ -72,25 +74,37 @@ MODEL_KINDS = {"policy": "transformer_cql", "dynamics": "any_step_dynamics"}
 NUM_TRANSITIONS = {"paper": 5_000_000, "quick": 50_000}
 
 
-def for_task(task: Task) -> Config:
-    """The released defaults with the papers' settings for a task."""
+def for_task(task: Task, preset: str = "paper") -> Config:
+    """The released defaults with the papers' settings for a task, and a preset's changes."""
     settings = tasks.tgcvg_settings(task)
-    return Config(
+    maze, ant = task.domain in tasks.MAZES, task.domain == "antmaze"
+    config = Config(
         policy=transformer_cql.Config(
-            context_length=settings.context_length, cql_weight=settings.cql_weight
+            context_length=settings.context_length,
+            cql_weight=settings.cql_weight,
+            reward_shift=-0.5 if ant else 0.0,
+            reward_scale=4.0 if ant else 1.0,
         ),
         dynamics=any_step_dynamics.Config(
-            max_steps=settings.max_steps, hidden_dim=settings.dynamics_hidden_dim
+            max_steps=settings.max_steps,
+            hidden_dim=settings.dynamics_hidden_dim,
+            reward_bias=1.0 if maze else 0.0,
         ),
         window_length=settings.window_length,
-        min_reward_slack=1.0 if task.family.startswith(("maze2d", "antmaze")) else 0.0,
+        min_reward_slack=1.0 if maze else 0.0,
     )
+    changed = replace_nested(config, PRESETS[preset])
+    shorter = min(config.window_length, changed.window_length)
+    return dataclasses.replace(changed, window_length=shorter)
 
 
 def as_paper(config: Config) -> Config:
     """The paper's values where they differ from the released code."""
     return dataclasses.replace(
-        config, policy=transformer_cql.as_paper(config.policy), dynamics_dropout=False
+        config,
+        policy=transformer_cql.as_paper(config.policy),
+        dynamics=dataclasses.replace(config.dynamics, reward_bias=0.0),
+        dynamics_dropout=False,
     )
 
 

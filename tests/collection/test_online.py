@@ -1,0 +1,106 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tgcvg_jax.collection import online
+from tgcvg_jax.collection.policies import read_policy
+from tgcvg_jax.learners import sac
+from tgcvg_jax.tasks import ENVIRONMENTS
+
+TASK = dataclasses.replace(ENVIRONMENTS["hopper"], episode_length=60)
+CONFIG = sac.Config(
+    num_steps=300, start_steps=60, block_steps=20, batch_size=16, hidden_dims=(16, 16)
+)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(online, "SAVE_STEPS", 100)
+    monkeypatch.setattr(online, "EVAL_EPISODES", 1)
+
+
+def run(directory, num_steps=300, medium_return=1e9):
+    config = dataclasses.replace(CONFIG, num_steps=num_steps)
+    return online.OnlineRun(TASK, config, directory, 0, medium_return)
+
+
+def contents(directory):
+    names = ("metrics.csv", "last.npz")
+    found = {name: (directory / name).read_bytes() for name in names[:1]}
+    with np.load(directory / "last.npz") as file:
+        found |= {name: file[name].tobytes() for name in file.files if name != "meta"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(online, "SAVE_STEPS", 100)
+        patch.setattr(online, "EVAL_EPISODES", 1)
+        directory = tmp_path_factory.mktemp("whole")
+        run(directory).train(until_medium=False)
+    return directory
+
+
+def test_it_trains_and_keeps_everything(whole):
+    done = run(whole)
+    assert 300 <= done.step < 360 and done.replay.size == done.step
+    dataset = done.replay.read(TASK)
+    ends = np.asarray(dataset.remaining) == 1
+    assert np.all(np.asarray(dataset.timestep) < 60)
+    terminal = np.asarray(dataset.transition.discount) == 0
+    assert not np.any(terminal & ~ends) and terminal.any()
+    before = done.initial_policy()
+    after = read_policy(whole / "last.npz", TASK)
+    assert not np.allclose(before.arrays["W0"], after.arrays["W0"])
+    assert done.milestone() is None
+
+
+def test_finished_is_finished(whole):
+    before = contents(whole)
+    run(whole).train(until_medium=False)
+    assert contents(whole) == before
+
+
+def test_cut_in_two_it_ends_in_the_same_bits(whole, tmp_path):
+    directory = tmp_path / "cut"
+    run(directory, num_steps=150).train(until_medium=False)
+    first = run(directory)
+    assert first.step < 250
+    # What was written after the last checkpoint by a run that was killed.
+    first.replay.add([episode_of(first)])
+    first.train(until_medium=False)
+    assert contents(directory) == contents(whole)
+    a, b = (run(d).replay.read(TASK) for d in (directory, whole))
+    jax.tree.map(np.testing.assert_array_equal, a.transition, b.transition)
+
+
+def episode_of(done):
+    from tgcvg_jax.collection.parts import EpisodeBuilder
+
+    builder = EpisodeBuilder(np.zeros(11))
+    builder.add(np.zeros(3), 0.0, np.ones(11))
+    return builder.finish(True)
+
+
+def test_stops_at_the_medium_policy_and_goes_on(tmp_path, whole):
+    done = run(tmp_path, medium_return=-1e9)
+    done.train(until_medium=True)
+    milestone = done.milestone()
+    assert milestone.step == done.step < 200
+    assert read_policy(milestone.policy, TASK).shape == (11, 3)
+    done.train(until_medium=False)
+    assert done.step >= 300 and done.milestone() == milestone
+
+
+def test_the_file_policy_is_the_learners(whole):
+    done = run(whole)
+    trainer = online._Trainer(done._learner, TASK, CONFIG, 0)
+    trainer.restore(done._checkpointer, done.replay.read(TASK))
+    policy = online.to_file_policy(trainer.state, CONFIG)
+    observation = np.random.default_rng(0).normal(size=(5, 11)).astype(np.float32)
+    state = jax.tree.map(lambda x: x[0], trainer.state)
+    expected, _ = done._learner.policy.act(state, (), observation, None, None, True)
+    np.testing.assert_allclose([policy.act(x) for x in observation], expected, atol=1e-5)
