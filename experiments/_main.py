@@ -7,10 +7,11 @@ import re
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import jax
 from absl import app, flags, logging
@@ -31,45 +32,58 @@ flags.DEFINE_string("dataset", None, "The data, in place of the task's own: an H
                     "format, a Minari directory, or a Minari id.")  # fmt: skip
 flags.DEFINE_multi_string("set", [], "Changes a config field, as in --set policy.batch_size=64; "
                           "repeatable. Unknown fields list the known ones.")  # fmt: skip
-COMMON = ("env", "workdir", "seed", "preset", "data_dir", "dataset", "set")
+flags.DEFINE_enum("after_goal", "drop", ["drop", "keep"], "AntMaze files: what follows the first "
+                  "arrival at the goal in an episode: drop (TGCVG's rule) or keep (as "
+                  "CORL).")  # fmt: skip
+COMMON = ("env", "workdir", "seed", "preset", "data_dir", "dataset", "set", "after_goal")
 
 
-def run(main: Callable[[], None], without: tuple[str, ...] = ()) -> None:
+def run(
+    main: Callable[..., None], without: tuple[str, ...] = (), commands: tuple[str, ...] = ()
+) -> None:
     """Runs an app: every error of the user's becomes one `error:` line and exit status 2.
 
+    Warnings become one `warning:` line each.
+
     Args:
-      main: the app.
+      main: the app; called with the command if there are `commands`.
       without: flags of all apps that this one has no use for, and so refuses.
+      commands: what the app can do; the first argument that is no flag names one of them. Such an
+        app says itself when it needs --env, see `require_env`.
     """
     module = sys.modules["__main__"]
 
     def parse(argv: list[str]) -> list[str]:
         if any(a in ("-h", "-help", "--help", "--helpfull", "--helpshort") for a in argv[1:]):
-            print(_help(module, without))
+            print(_help(module, without, commands))
             sys.exit(0)
         try:
             rest = FLAGS(argv)
         except flags.Error as e:
             _fail(str(e))
-        if len(rest) > 1:
-            _fail(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-        for name in without:
-            if FLAGS[name].present:
-                _fail(f"--{name} has no effect here; leave it out")
-        if FLAGS.env is None:
-            _fail("--env is required, for example --env=hopper-medium-mini; see --help")
+        try:
+            _check_arguments(rest[1:], commands)
+            refuse(without)
+            if not commands:
+                require_env()
+        except UserError as e:
+            _fail(str(e))
         return rest
 
     def guarded(argv: list[str]) -> None:
-        del argv
+        warnings.showwarning = _show_warning
         logging.set_verbosity(logging.ERROR)  # JAX and Orbax say much at INFO
         if "JAX_DEFAULT_MATMUL_PRECISION" not in os.environ:
             # JAX's default is TF32 on recent GPUs, bfloat16 on TPUs; the references use float32.
             jax.config.update("jax_default_matmul_precision", "float32")
         try:
-            main()
+            main(*argv[1:])
+            sys.stdout.flush()
         except UserError as e:
             _fail(str(e))
+        except BrokenPipeError:  # as in `list | head`: no error, but nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
         except OSError as e:  # a full disk, a workdir that can't be written
             _fail(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}")
         except KeyboardInterrupt:
@@ -77,6 +91,19 @@ def run(main: Callable[[], None], without: tuple[str, ...] = ()) -> None:
             sys.exit(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def refuse(names: Sequence[str]) -> None:
+    """A UserError if one of these flags is given: it would do nothing."""
+    for name in names:
+        if FLAGS[name].present:
+            raise UserError(f"--{name} has no effect here; leave it out")
+
+
+def require_env() -> None:
+    """A UserError if there is no --env."""
+    if FLAGS.env is None:
+        raise UserError("--env is required, for example --env=hopper-medium-mini; see --help")
 
 
 def task_dir(task: Task, *parts: str) -> Path:
@@ -102,15 +129,19 @@ def slow_hint() -> str:
     return " (on a CPU try --preset=quick)" if on_cpu and FLAGS.preset == "paper" else ""
 
 
-def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
-    """Aligned columns: the first to the left, numbers to the right."""
+def table(
+    rows: list[tuple[str, ...]], header: tuple[str, ...], left: tuple[int, ...] = (0,)
+) -> str:
+    """Aligned columns: the first, or those in `left`, to the left, numbers to the right."""
     rows = [header, *rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))
+        ).rstrip()
         for row in rows
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def _fail(message: str) -> NoReturn:
@@ -118,7 +149,26 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _help(module: ModuleType, without: tuple[str, ...]) -> str:
+def _check_arguments(arguments: list[str], commands: tuple[str, ...]) -> None:
+    """Exactly one command where there are some, nothing otherwise."""
+    if commands and (not arguments or arguments[0] not in commands):
+        problem = f"unknown command {arguments[0]!r}" if arguments else "which command?"
+        raise UserError(f"{problem}; there are {', '.join(commands)}; see --help")
+    stray = arguments[1:] if commands else arguments
+    if stray:
+        raise UserError(f"unexpected argument {stray[0]!r}; flags are written --name=value")
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    file: TextIO | None = None, line: str | None = None,
+) -> None:  # fmt: skip
+    """`warnings.showwarning` for users: what, not where in the code."""
+    if not issubclass(category, DeprecationWarning | PendingDeprecationWarning):
+        print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
+
+
+def _help(module: ModuleType, without: tuple[str, ...], commands: tuple[str, ...]) -> str:
     key_flags = {f.name: f for f in FLAGS.get_key_flags_for_module(module)}
     own = [f for name, f in key_flags.items() if name not in COMMON]
     shared = [FLAGS[name] for name in COMMON if name not in without]
@@ -133,6 +183,8 @@ def _help(module: ModuleType, without: tuple[str, ...]) -> str:
         return f"  --{flag.name}{values}\n{textwrap.indent(text, '      ')}"
 
     parts = [(module.__doc__ or "").strip()]
+    if commands:
+        parts.append(f"Commands: {', '.join(commands)}")
     if own:
         parts.append("Flags of this app:\n" + "\n".join(map(describe, own)))
     parts.append("Flags of all apps:\n" + "\n".join(map(describe, shared)))

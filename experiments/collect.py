@@ -33,7 +33,7 @@ from tgcvg_jax import data, plotting, reporting, tasks
 from tgcvg_jax.collection import behaviours, online
 from tgcvg_jax.collection.parts import Parts
 from tgcvg_jax.collection.policies import read_policy
-from tgcvg_jax.data import export, minari
+from tgcvg_jax.data import export
 from tgcvg_jax.learners import sac
 from tgcvg_jax.ops import scores
 from tgcvg_jax.types import Dataset, Task, UserError
@@ -54,8 +54,8 @@ flags.DEFINE_string("out", None, "Minari store to write to. Without it: $MINARI_
 flags.DEFINE_integer("train_steps", 3_000_000, "Environment steps of SAC's training, at most; for "
                      "expert, exactly.", lower_bound=1)  # fmt: skip
 flags.DEFINE_float("medium_score", 40.0, "Normalised score that makes a policy medium.")
-flags.DEFINE_float("medium_return", None, "The same as a return; for environments without reference "
-                   "scores.")  # fmt: skip
+flags.DEFINE_float("medium_return", None, "The same as a return; for environments without "
+                   "reference scores.")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +70,12 @@ def main() -> None:
     task = environment(FLAGS.env)
     level = check_level(task)
     dataset_id = FLAGS.id or default_id(task, level)
-    export.check_id(dataset_id)
-    if minari.find(dataset_id, FLAGS.out) is not None:
-        raise UserError(
-            f"{dataset_id} is in the Minari store already; use it with --env={dataset_id}, or "
-            "choose another --id"
-        )
+    export.require_new(dataset_id, FLAGS.out)  # before hours of collecting
     directory = Path(FLAGS.workdir).expanduser() / "collect" / task.name.replace("/", "_")
+    collector = Collector(task, directory, level)
     _main.require_writable(directory)
     start = time.perf_counter()
-    collector = Collector(task, directory)
-    dataset = collector.level(level, FLAGS.num_transitions)
+    dataset = collector.collect(level, FLAGS.num_transitions)
     seconds = time.perf_counter() - start
     print(f"collected: {dataset.size:,} transitions in {reporting.duration(seconds)}")
     describe(dataset)
@@ -117,7 +112,7 @@ def check_level(task: Task) -> str:
     if task.domain == "antmaze" and not FLAGS.policy:
         raise UserError(f"--env={task.name} needs --policy, a policy that walks in a direction")
     if task.domain == "maze2d" and FLAGS.policy:
-        raise UserError(f"--env={task.name} is collected by a waypoint controller; leave --policy out")
+        raise UserError(f"--env={task.name} has a waypoint controller; leave --policy out")
     if task.domain == "maze2d":
         return "waypoint"
     if task.domain == "antmaze":
@@ -128,24 +123,36 @@ def check_level(task: Task) -> str:
 def default_id(task: Task, level: str) -> str:
     """The Minari id if the user gives none."""
     name = task.name.split("/")[-1].lower()
-    if task.domain == "antmaze" and task.family != "antmaze-umaze" or level == "diverse":
+    if (task.domain == "antmaze" and task.family != "antmaze-umaze") or level == "diverse":
         name = f"{name}-{level}"
     return f"tgcvg/{name}/{'generated' if task.domain in tasks.MAZES else level}-v0"
 
 
 class Collector:
-    """What acts in a task, by level."""
+    """What acts in a task, by level.
 
-    def __init__(self, task: Task, directory: Path):
+    Raises:
+      UserError: before anything is written, if the flags are not right for it.
+    """
+
+    def __init__(self, task: Task, directory: Path, level: str):
         self.task, self.directory = task, directory
-        self.algorithm = "SAC"
-        self._config = config_lib.override(Settings(sac.Config()), FLAGS.set).sac
-        self._config = dataclasses.replace(self._config, num_steps=FLAGS.train_steps)
+        self.algorithm = "waypoint controller"
+        if FLAGS.policy:
+            self._policy = read_policy(FLAGS.policy, task)
+            self.algorithm = f"policy file {Path(FLAGS.policy).name}"
+        elif task.domain != "maze2d":
+            self.algorithm = "SAC" if level != "random" else "SAC, untrained"
+            config = config_lib.override(Settings(sac.Config()), FLAGS.set).sac
+            self._config = dataclasses.replace(config, num_steps=FLAGS.train_steps)
+            # The medium return is part of the run that all levels share, so all ask for it.
+            self._run = online.OnlineRun(
+                task, self._config, directory / "sac", FLAGS.seed, medium_return(task)
+            )
 
-    def level(self, level: str, num_transitions: int) -> Dataset:
+    def collect(self, level: str, num_transitions: int) -> Dataset:
         """Whole episodes, at least `num_transitions` (medium-replay: as many as there are)."""
         if self.task.domain == "maze2d":
-            self.algorithm = "waypoint controller"
             return self._roll_out(level, behaviours.waypoint_behaviour, {}, num_transitions)
         if FLAGS.policy:
             return self._from_file(level, num_transitions)
@@ -154,8 +161,8 @@ class Collector:
             behaviour = behaviours.policy_behaviour(policy)
             return self._roll_out(level, behaviour, self._identity(0), num_transitions)
         if level == "medium-expert":
-            parts = [self.level(x, -(-num_transitions // 2)) for x in ("medium", "expert")]
-            return data.concatenate(parts)
+            half = -(-num_transitions // 2)
+            return data.concatenate([self.collect(x, half) for x in ("medium", "expert")])
         self._run.train(until_medium=level != "expert", console=reporting.Console())
         self._draw()
         step, file = self._run.step, self.directory / "sac" / "last.npz"
@@ -163,7 +170,7 @@ class Collector:
             milestone = self._run.milestone()
             if milestone is None:
                 raise UserError(
-                    f"SAC did not reach a return of {self._run.medium_return:.1f} in "
+                    f"SAC did not reach a return of {medium_return(self.task):.1f} in "
                     f"{step:,} steps; raise --train_steps or lower --medium_score"
                 )
             step, file = milestone.step, milestone.policy
@@ -173,24 +180,11 @@ class Collector:
         behaviour = behaviours.policy_behaviour(read_policy(file, self.task))
         return self._roll_out(level, behaviour, self._identity(step), num_transitions)
 
-    @functools.cached_property
-    def _run(self) -> online.OnlineRun:
-        task, score = self.task, FLAGS.medium_score / 100
-        medium_return = FLAGS.medium_return
-        if medium_return is None:
-            if task.min_score is None or task.max_score is None:
-                raise UserError(f"{task.name} has no reference scores; give --medium_return")
-            medium_return = task.min_score + score * (task.max_score - task.min_score)
-        return online.OnlineRun(
-            task, self._config, self.directory / "sac", FLAGS.seed, medium_return
-        )
-
     def _identity(self, step: int) -> dict[str, object]:
         return {"sac": config_lib.to_dict(dataclasses.replace(self._config, num_steps=step))}
 
     def _from_file(self, level: str, num_transitions: int) -> Dataset:
-        policy = read_policy(FLAGS.policy, self.task)
-        self.algorithm = f"policy file {Path(FLAGS.policy).name}"
+        policy = self._policy
         checksum = functools.reduce(
             lambda check, name: zlib.crc32(policy.arrays[name].tobytes(), check),
             sorted(policy.arrays), 0,
@@ -223,6 +217,15 @@ class Collector:
             )  # fmt: skip
 
 
+def medium_return(task: Task) -> float:
+    """The return that makes a policy medium."""
+    if FLAGS.medium_return is not None:
+        return FLAGS.medium_return
+    if task.min_score is None or task.max_score is None:
+        raise UserError(f"{task.name} has no reference scores; give --medium_return")
+    return task.min_score + FLAGS.medium_score / 100 * (task.max_score - task.min_score)
+
+
 def head(dataset: Dataset, num_transitions: int) -> Dataset:
     """The first whole episodes that hold at least `num_transitions`."""
     ends = np.flatnonzero(np.asarray(dataset.remaining) == 1) + 1
@@ -233,11 +236,12 @@ def head(dataset: Dataset, num_transitions: int) -> Dataset:
 def describe(dataset: Dataset) -> None:
     """One line on what was collected."""
     returns, task = data.episode_returns(dataset), dataset.task
-    score = scores.normalized_score(returns.mean(), task)
+    # A segment of an endless run through a maze has no score.
+    score = scores.normalized_score(returns.mean(), task) if task.domain != "maze2d" else None
     terminals = int(np.sum(np.asarray(dataset.transition.discount) == 0))
     print(
-        f"{task.name}: {len(returns):,} episodes of {dataset.size / len(returns):.0f} steps, return "
-        f"{returns.mean():.1f} ± {returns.std():.1f}"
+        f"{task.name}: {len(returns):,} episodes of {dataset.size / len(returns):.0f} steps, "
+        f"return {returns.mean():.1f} ± {returns.std():.1f}"
         + ("" if score is None else f", score {score:.1f}")
         + f", {terminals:,} terminals"
     )

@@ -80,3 +80,21 @@ def test_learning_curve(tmp_path):
     assert set(plotting.CURVE_COLORS[:2]) <= colors(path)
     plotting.learning_curve(path, {"one": ([100], [2.0])}, "hopper", "score")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_return_histogram(tmp_path):
+    path, task = tmp_path / "returns.png", TASKS["hopper-medium-v2"]
+    returns = np.random.default_rng(0).normal(1500, 300, 400)
+    plotting.return_histogram(path, task, returns)
+    # Both references lie outside, so no line of theirs is drawn.
+    assert plotting.CURVE_COLORS[1] not in colors(path)
+    plotting.return_histogram(path, task, np.append(returns, 3500))
+    assert plotting.CURVE_COLORS[1] in colors(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("returns", [[0.0] * 5, [7.5], [-1e5, 1e5]])
+@pytest.mark.parametrize("name", ["antmaze-umaze-v2", "mujoco/hopper/medium-v0"])
+def test_return_histogram_of_odd_returns(tmp_path, name, returns):
+    plotting.return_histogram(tmp_path / "a.png", TASKS[name], np.array(returns))
+    assert (tmp_path / "a.png").stat().st_size > 5_000

@@ -45,8 +45,8 @@ def override(config: Any, assignments: Iterable[str]) -> Any:
 def check(config: Any, prefix: str = "") -> None:
     """Refuses numbers that no config means.
 
-    None may be negative (but those in SIGNED), NaN or infinite; a whole number (a size or a count) may be 0 only if its
-    default is; probabilities, fractions and factors of decay are at most 1.
+    None may be negative (but those in SIGNED), NaN or infinite; a whole number (a size or a count)
+    may be 0 only if its default is; probabilities, fractions and factors of decay are at most 1.
 
     Raises:
       UserError: the field and its value.

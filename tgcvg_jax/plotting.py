@@ -121,6 +121,54 @@ def learning_curve(
     _save(figure, path)
 
 
+def return_histogram(path: str | os.PathLike, task: Task, returns: np.ndarray) -> None:
+    """Draws how the returns of a dataset's episodes are spread.
+
+    With reference scores a second axis shows the normalised score, and the returns that score 0
+    and 100 are marked, or named if they lie outside the picture.
+
+    Args:
+      path: the PNG. Written whole or not at all.
+      task: names the figure; has the reference scores.
+      returns: [E], E >= 1.
+    """
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    values = np.asarray(returns, np.float64)
+    low, high = float(values.min()), float(values.max())
+    margin = 0.03 * (high - low) or max(0.5, 0.1 * abs(high))  # a constant needs some width
+    counts, edges = np.histogram(values, 61, (low - margin, high + margin))
+    axis.stairs(counts, edges, fill=True, color=CURVE_COLORS[0], alpha=0.75)
+    axis.set(xlim=(edges[0], edges[-1]), xlabel="return of the episode", ylabel="episodes")
+    _tidy(axis)
+    axis.tick_params(labelsize=9)
+    figure.suptitle(f"{task.name}: returns of {len(values):,} episodes", fontsize=11)
+    if task.min_score is not None and task.max_score is not None:
+        _references(axis, task.min_score, task.max_score)
+    _save(figure, path)
+
+
+def _references(axis: Axes, minimum: float, maximum: float) -> None:
+    """Marks the returns that score 0 and 100, and adds an axis of scores."""
+    outside = []
+    for score, value in ((0, minimum), (100, maximum)):
+        if axis.get_xlim()[0] <= value <= axis.get_xlim()[1]:
+            style = {"color": CURVE_COLORS[1], "linestyle": "--" if score else ":"}
+            axis.axvline(value, label=f"score {score}: return {value:.6g}", **style)
+        else:
+            outside.append(f"score {score}: return {value:.6g}, outside")
+    handles = [*axis.lines, *(Line2D([], [], linestyle="none", label=note) for note in outside)]
+    axis.legend(handles=handles, frameon=False, fontsize=8)
+    span = maximum - minimum
+    if span:
+        scores = axis.secondary_xaxis(
+            "top", functions=(lambda x: 100 * (x - minimum) / span,
+                              lambda x: minimum + x * span / 100),
+        )  # fmt: skip
+        scores.set_xlabel("normalised score")
+        scores.tick_params(labelsize=9)
+
+
 def _header(part, task: Task, original_size: int, synthetic_size: int) -> None:
     part.suptitle(f"{task.name}: original and synthetic transitions", fontsize=13, weight="bold")
     labels = f"original ({original_size:,})", f"synthetic ({synthetic_size:,})"

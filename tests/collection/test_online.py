@@ -64,17 +64,38 @@ def test_finished_is_finished(whole):
     assert contents(whole) == before
 
 
-def test_cut_in_two_it_ends_in_the_same_bits(whole, tmp_path):
-    directory = tmp_path / "cut"
-    run(directory, num_steps=150).train(until_medium=False)
-    first = run(directory)
-    assert first.step < 250
-    # What was written after the last checkpoint by a run that was killed.
-    first.replay.add([episode_of(first)])
-    first.train(until_medium=False)
-    assert contents(directory) == contents(whole)
-    a, b = (run(d).replay.read(TASK) for d in (directory, whole))
+class Killed(Exception):
+    pass
+
+
+def test_killed_and_resumed_it_ends_in_the_same_bits(whole, tmp_path, monkeypatch):
+    play = online._Trainer.play
+
+    def play_until(self, env):
+        if self.step > 240:
+            raise Killed
+        return play(self, env)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(online._Trainer, "play", play_until)
+        run(tmp_path).train(until_medium=False)
+    again = run(tmp_path)
+    assert 0 < again.step < 300
+    again.replay.add([episode_of(again)])  # saved, but the kill came before the checkpoint
+    again.train(until_medium=False)
+    assert contents(tmp_path) == contents(whole)
+    a, b = (run(d).replay.read(TASK) for d in (tmp_path, whole))
     jax.tree.map(np.testing.assert_array_equal, a.transition, b.transition)
+
+
+def test_a_longer_run_goes_on_as_if_it_had_been_long_at_once(whole, tmp_path):
+    run(tmp_path, num_steps=150).train(until_medium=False)
+    assert run(tmp_path).step < 250
+    run(tmp_path).train(until_medium=False)
+    one, other = contents(tmp_path), contents(whole)
+    assert {k: v for k, v in one.items() if k != "metrics.csv"} == {
+        k: v for k, v in other.items() if k != "metrics.csv"
+    }
 
 
 def episode_of(done):

@@ -52,7 +52,7 @@ def test_another_run_is_refused(two_parts, tmp_path):
 
 def test_damage_is_named(two_parts, tmp_path):
     (tmp_path / "parts" / "part_000001.hdf5").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="part_000001.*delete it"):
+    with pytest.raises(UserError, match=r"part_000001.*delete it"):
         Parts(tmp_path / "parts", {"seed": 1})
 
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ def arrays(seed=0, **more):
     rng = np.random.default_rng(seed)
     sizes = (11, 6, 5, 3)
     found = {}
-    for i, (a, b) in enumerate(zip(sizes, sizes[1:])):
+    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
         found[f"W{i}"], found[f"b{i}"] = rng.normal(size=(b, a)), rng.normal(size=b)
     return found | {"log_std": np.full(3, -1.0)} | more
 

@@ -1,5 +1,6 @@
 """D4RL's format: what the flags mean, and what is refused."""
 
+import dataclasses
 import pickle
 
 import h5py
@@ -35,6 +36,14 @@ def save(path, arrays):
 
 def read(tmp_path, arrays, **options):
     return d4rl.read(save(tmp_path / "toy.hdf5", arrays), TASK, **options)
+
+
+MAZE2D = dataclasses.replace(TASK, family="maze2d-umaze")
+ANTMAZE = dataclasses.replace(TASK, family="antmaze-umaze")
+
+
+def read_as(task, tmp_path, arrays, **options):
+    return d4rl.read(save(tmp_path / "toy.hdf5", arrays), task, **options)
 
 
 def flags(n, *true):
@@ -125,6 +134,109 @@ def test_actions_slightly_outside_are_kept_exactly(tmp_path):
     np.testing.assert_array_equal(data.transition.action, actions)
 
 
+def check_rows(data, observation, following, timestep):
+    np.testing.assert_array_equal(data.transition.observation[:, 0], observation)
+    np.testing.assert_array_equal(data.transition.next_observation[:, 0], following)
+    np.testing.assert_array_equal(data.timestep, timestep)
+
+
+def test_groups_are_ignored(tmp_path):
+    arrays = rows() | {"infos/qpos": np.zeros((6, 9)), "metadata/policy/fc0/bias": np.zeros(3)}
+    assert read(tmp_path, arrays).size == 6
+
+
+def test_maze2d_flags_end_segments_but_nothing_terminates(tmp_path):
+    goal = {"infos/goal": np.arange(12.0).reshape(6, 2)}  # not asked where there are flags
+    arrays = rows(terminals=flags(6, 1), timeouts=flags(6, 3), next_observations=None)
+    data = read_as(MAZE2D, tmp_path, arrays | goal)
+    # The last row of a segment has no successor, a terminal one neither.
+    check_rows(data, [0, 2, 4], [1, 3, 5], [0, 0, 0])
+    np.testing.assert_array_equal(data.transition.discount, [1, 1, 1])
+    data = read_as(MAZE2D, tmp_path, rows(terminals=flags(6, 1), timeouts=flags(6, 3)) | goal)
+    check_rows(data, range(6), np.arange(6) + 0.5, [0, 1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(data.transition.discount, np.ones(6))
+
+
+@pytest.mark.parametrize("timeouts", [None, np.zeros(7, bool), np.zeros((7, 1), np.uint8)])
+def test_maze2d_without_flags_is_cut_where_the_target_changes(tmp_path, timeouts):
+    arrays = rows(7, timeouts=timeouts, next_observations=None, rewards=flags(7, 4) * 1.0)
+    goals = np.array([[1, 1], [1, 1], [1, 2], [1, 2], [1, 2], [1, 2], [1, 2]])
+    data = read_as(MAZE2D, tmp_path, arrays | {"infos/goal": goals})
+    check_rows(data, [0, 2, 3, 4, 5], [1, 3, 4, 5, 6], [0, 0, 1, 2, 3])
+    for own in ({}, {"infos/goal": np.ones((7, 2))}):  # no goals, or always the same
+        data = read_as(MAZE2D, tmp_path, arrays | own)  # the reward falls from row 4 to row 5
+        check_rows(data, [0, 1, 2, 3, 5], [1, 2, 3, 4, 6], [0, 1, 2, 3, 0])
+
+
+def test_maze2d_goals_that_do_not_fit(tmp_path):
+    for goals in (np.ones((5, 2)), np.ones(6)):
+        path = save(tmp_path / "toy.hdf5", rows(timeouts=None) | {"infos/goal": goals})
+        check_error(path, "infos/goal has shape .*each of the 6 observations", MAZE2D)
+    path = save(tmp_path / "toy.hdf5", rows() | {"infos/goal": h5py.SoftLink("/rewards")})
+    check_error(path, "infos/goal is a link", MAZE2D)
+
+
+def test_antmaze_after_the_goal(tmp_path):
+    # Two episodes: the goal in rows 2, 3 and 5 of 0-6, then 7-9 without it.
+    arrays = rows(
+        10, terminals=flags(10, 2, 3, 5), timeouts=flags(10, 6, 9), next_observations=None
+    )
+    data = read_as(ANTMAZE, tmp_path, arrays)
+    check_rows(data, [0, 1, 2, 7, 8], [1, 2, 3, 8, 9], [0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(data.transition.discount, [1, 1, 0, 1, 1])
+    np.testing.assert_array_equal(data.remaining, [3, 2, 1, 2, 1])
+    np.testing.assert_array_equal(data.return_to_go, [6, 5, 3, 17, 9])
+    data = read_as(ANTMAZE, tmp_path, arrays, after_goal="keep")
+    kept = [0, 1, 2, 3, 4, 5, 7, 8]
+    check_rows(data, kept, np.add(kept, 1), [0, 1, 2, 0, 0, 1, 0, 1])
+    np.testing.assert_array_equal(data.transition.discount, [1, 1, 0, 0, 1, 0, 1, 1])
+    with pytest.raises(ValueError, match="after_goal is 'drop' or 'keep', not 'cut'"):
+        read_as(ANTMAZE, tmp_path, arrays, after_goal="cut")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_antmaze_against_plain_loops(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    terminals, timeouts = rng.random(60) < 0.2, rng.random(60) < 0.15
+    arrays = rows(60, terminals=terminals, timeouts=timeouts, next_observations=None)
+    observation = arrays["observations"][:, 0]
+    keep, drop, reached = [], [], False
+    for i in range(60):
+        over = timeouts[i] or i == 59
+        if terminals[i] or not over:
+            following = observation[i] if over else observation[i + 1]
+            row = (observation[i], following, 1 - terminals[i])
+            keep.append(row)
+            if not reached:
+                drop.append(row)
+        reached = (reached or terminals[i]) and not over
+    for after_goal, expected in (("keep", keep), ("drop", drop)):
+        data = read_as(ANTMAZE, tmp_path, arrays, after_goal=after_goal)
+        transition = data.transition
+        found = (transition.observation[:, 0], transition.next_observation[:, 0])
+        np.testing.assert_array_equal(np.stack([*found, transition.discount], 1), expected)
+        ends = np.asarray(data.remaining) == 1
+        assert ends[np.asarray(transition.discount) == 0].all()
+        jumps = np.diff(transition.observation[:, 0]) != 1
+        assert ends[:-1][jumps].all()
+
+
+@pytest.mark.parametrize("timeouts", [None, np.zeros(2500, bool)])
+def test_antmaze_without_timeouts_has_episodes_of_1001_rows(tmp_path, timeouts):
+    arrays = rows(2500, terminals=flags(2500, 7), timeouts=timeouts, next_observations=None)
+    data = read_as(ANTMAZE, tmp_path, arrays)
+    expected = [*range(8), *range(1001, 2001), *range(2002, 2499)]
+    check_rows(data, expected, np.add(expected, 1), [*range(8), *range(1000), *range(497)])
+
+
+def test_antmaze_files_with_next_observations_are_whole_episodes(tmp_path):
+    arrays = rows(terminals=flags(6, 1), timeouts=flags(6, 4))
+    for after_goal in ("drop", "keep"):
+        data = read_as(ANTMAZE, tmp_path, arrays, after_goal=after_goal)
+        check_rows(data, range(6), np.arange(6) + 0.5, [0, 1, 0, 1, 2, 0])
+        np.testing.assert_array_equal(data.transition.discount, 1 - flags(6, 1))
+
+
 def put(name, index, value):
     array = rows()[name].astype(np.float32)
     array[index] = value
@@ -167,9 +279,9 @@ def test_bad_fields(tmp_path, changes, message):
     check_error(save(tmp_path / "toy.hdf5", rows(**changes)), message)
 
 
-def check_error(path, message):
+def check_error(path, message, task=TASK):
     with pytest.raises(UserError, match=message) as caught:
-        d4rl.read(path, TASK)
+        d4rl.read(path, task)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 

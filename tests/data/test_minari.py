@@ -1,6 +1,7 @@
 """Minari datasets, made on the spot."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import pytest
 from minari import create_dataset_from_buffers
 from minari.data_collector import EpisodeBuffer
 
+from tgcvg_jax import tasks
+from tgcvg_jax.data import download as web
 from tgcvg_jax.data import minari
 from tgcvg_jax.types import Task, UserError
 
@@ -125,13 +128,91 @@ def test_other_dimensions(store):
     check_error("observations have 3 columns, but toy-v0 has 17", task=task, store=store)
 
 
+def change_metadata(folder, **changes):
+    """Changes or, with None, removes entries."""
+    path = folder / "data" / "metadata.json"
+    metadata = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in metadata.items() if v is not None}))
+
+
 def test_without_specification_the_longest_episode_is_the_limit(store):
-    path = store / ID / "data" / "metadata.json"
-    metadata = json.loads(path.read_text())
-    del metadata["env_spec"], metadata["ref_min_score"]
-    path.write_text(json.dumps(metadata))
+    change_metadata(store / ID, env_spec=None, ref_min_score=None)
     task = minari.make_task(ID, store)
     assert (task.environment, task.episode_length, task.min_score) == ("", max(LENGTHS), None)
+
+
+def as_known(store, name, **changes):
+    """The store's dataset under another id."""
+    shutil.copytree(store / ID, store / name)
+    change_metadata(store / name, dataset_id=name, **changes)
+    return minari.make_task(name, store)
+
+
+def specification(name, **options):
+    return gymnasium.envs.registration.EnvSpec(name, "gymnasium:Env", **options).to_json()
+
+
+def test_evaluation_environment_and_its_arguments(store):
+    kwargs = {"maze_map": [[1, "g"], [1, 1]], "continuing_task": True, "render_mode": None}
+    spec = specification("PointMaze_UMaze-v3", max_episode_steps=300, kwargs=kwargs)
+    task = as_known(store, "D4RL/pointmaze/umaze-v2", eval_env_spec=spec)
+    assert (task.environment, task.episode_length) == ("PointMaze_UMaze-v3", 300)
+    assert task.environment_kwargs == '{"continuing_task": true, "maze_map": [[1, "g"], [1, 1]]}'
+    assert task.family == "pointmaze-umaze" and task.eval_episodes == tasks.MAZE_EPISODES
+    assert minari.make_task(ID, store).eval_episodes == 10
+
+
+def test_published_robots_keep_their_contact_margins(store):
+    spec = specification("Hopper-v5", max_episode_steps=1000)
+    assert as_known(store, "mujoco/hopper/simple-v0", env_spec=spec).environment == (
+        "tgcvg/Hopper-v5"
+    )
+    assert as_known(store, "other/hopper/simple-v0", env_spec=spec).environment == "Hopper-v5"
+    spec = specification("Ant-v5", max_episode_steps=1000)
+    assert as_known(store, "mujoco/ant/simple-v0", env_spec=spec).environment == "Ant-v5"
+
+
+def test_own_environments_arguments_are_not_repeated(store):
+    kwargs = {"maze": "umaze", "dense": False}
+    spec = specification("tgcvg/Maze2D-umaze-v1", max_episode_steps=300, kwargs=kwargs)
+    task = as_known(store, "toys/maze2d-umaze/generated-v0", env_spec=spec)
+    assert (task.family, task.environment_kwargs) == ("maze2d-umaze", "")
+    spec = specification("tgcvg/Maze2D-umaze-v1", kwargs=kwargs | {"dense": True})
+    task = as_known(store, "toys/maze2d-umaze/generated-v1", env_spec=spec)
+    assert task.environment_kwargs == '{"dense": true}'
+
+
+def test_the_table_fills_what_metadata_lacks(store):
+    task = as_known(store, "mujoco/hopper/medium-v0", env_spec=None)
+    known = tasks.TASKS["mujoco/hopper/medium-v0"]
+    assert (task.environment, task.episode_length) == (known.environment, known.episode_length)
+    assert (task.min_score, task.max_score) == (-1.0, 9.0) and task.observation_dim == 3
+
+
+def test_other_versions_of_the_robot_but_no_other_robot(store):
+    task = Task("toy", "tgcvg/Hopper-v2", observation_dim=3, action_dim=2, episode_length=50)
+    assert minari.read(ID, task, store).task == task
+    task = dataclasses.replace(task, environment="tgcvg/Walker2d-v2")
+    check_error("was collected in Hopper-v4, but toy is in tgcvg/Walker2d", task=task, store=store)
+
+
+def test_infos_of_segments_that_begin_in_mid_episode(tmp_path):
+    buffers = [episode(i, n, end) for i, (n, end) in enumerate(zip(LENGTHS, ENDS))]
+    infos = [{"timesteps": np.arange(n) + 7, "returns_to_go": np.arange(n) / 3} for n in LENGTHS]
+
+    def data(infos):
+        parts = [dataclasses.replace(b, infos=own) for b, own in zip(buffers, infos)]
+        task = Task("toy", "", observation_dim=3, action_dim=2, episode_length=50)
+        return minari.from_episodes("toy", task, parts)
+
+    found = data(infos)
+    assert found.timestep.tolist() == [7, 8, 9, 10, 7, 8, 9, 7, 8]
+    expected = np.concatenate([own["returns_to_go"] for own in infos]).astype(np.float32)
+    np.testing.assert_array_equal(found.return_to_go, expected)
+    # Not of all episodes, or of another length (as what environments report): not ours.
+    longer = [{"timesteps": np.arange(n + 1) + 7} for n in LENGTHS]
+    for other in ([*infos[:2], None], longer):
+        assert data(other).timestep.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"observation_space": "x"}'])
@@ -176,7 +257,8 @@ def test_bad_fields(store, field, value, message):
 @pytest.mark.parametrize(
     ("observation_space", "action_space", "message"),
     [
-        (gymnasium.spaces.Dict(x=BOX), ACTIONS, "its observation space is Dict"),
+        (gymnasium.spaces.Dict(x=gymnasium.spaces.Text(3)), ACTIONS, "observation space is Dict"),
+        (BOX, gymnasium.spaces.Dict(x=ACTIONS), "its action space is Dict"),
         (BOX, gymnasium.spaces.Discrete(3), "its action space is Discrete"),
         (BOX, gymnasium.spaces.Box(-0.4, 0.4, (2,)), r"its action box is not \[-1, 1\]"),
     ],
@@ -186,9 +268,79 @@ def test_other_spaces(observation_space, action_space, message):
         minari.flat_dims("toy", observation_space, action_space)
 
 
-def test_dict_observations_end_to_end(tmp_path, monkeypatch):
+def test_dict_observations_are_flattened_as_gymnasium_does(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    buffer = episode(0, 3, "truncated")
-    buffer = dataclasses.replace(buffer, observations={"x": buffer.observations})
-    create("toys/maze-v0", [buffer], observation_space=gymnasium.spaces.Dict(x=BOX))
-    check_error("its observation space is Dict", "toys/maze-v0")
+    goal = gymnasium.spaces.Box(-9, 9, (2,), np.float64)
+    inner = gymnasium.spaces.Dict({"z": goal, "b": goal})
+    space = gymnasium.spaces.Dict(
+        {"observation": BOX, "desired_goal": goal, "achieved_goal": inner}
+    )
+    space.seed(3)
+    samples = [space.sample() for _ in range(4)]
+    observations = jax.tree.map(lambda *x: np.stack(x), *samples)
+    buffer = dataclasses.replace(episode(0, 3, "truncated"), observations=observations)
+    create("toys/maze-v0", [buffer], observation_space=space)
+    task = minari.make_task("toys/maze-v0")
+    assert task.observation_dim == 9
+    data = minari.read("toys/maze-v0", task)
+    expected = [gymnasium.spaces.flatten(space, x).astype(np.float32) for x in samples]
+    np.testing.assert_array_equal(data.transition.observation, expected[:-1])
+    np.testing.assert_array_equal(data.transition.next_observation, expected[1:])
+    np.testing.assert_array_equal(minari.episodes("toys/maze-v0")[0].observations.shape, (4, 9))
+    with h5py.File(tmp_path / "toys/maze-v0/data/main_data.hdf5", "a") as file:
+        del file["episode_0/observations/desired_goal"]
+    check_error("truncated or damaged.*desired_goal", "toys/maze-v0")
+
+
+# What the process that downloads runs, instead of Minari's own code.
+DOWNLOAD = """
+import os, pathlib, sys
+place = pathlib.Path(os.environ["MINARI_DATASETS_PATH"], sys.argv[1], "data")
+place.mkdir(parents=True)
+print("noise", file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "mine"))
+    monkeypatch.setattr(web, "open_url", lambda url: io.BytesIO())
+    return lambda more: monkeypatch.setattr(web, "_MINARI", DOWNLOAD + more)
+
+
+def test_download(server, made, tmp_path):
+    whole = str(made / ID / "data")
+    server(f"import shutil; shutil.copytree({whole!r}, place, dirs_exist_ok=True)")
+    assert minari.download(ID) == tmp_path / "mine" / ID
+    assert minari.read(ID).size == sum(LENGTHS)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["toys"]
+    assert minari.download(ID, tmp_path / "given") == tmp_path / "given" / ID
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("print('ValueError no such\\nversion')", "ValueError no such version"),
+        ("sys.exit(3)", "status 3"),
+        ("", "it came without data/main_data.hdf5"),
+    ],
+)
+def test_failed_downloads_leave_nothing(server, tmp_path, more, message):
+    server(more)
+    with pytest.raises(UserError, match=message) as caught:
+        minari.download(ID)
+    text = str(caught.value)
+    assert f"`minari download {ID}`" in text and str(tmp_path / "mine" / ID) in text
+    assert "\n" not in text and not list((tmp_path / "mine").iterdir())
+
+
+def test_downloads_without_a_network(tmp_path, monkeypatch):
+    def fail(url):
+        raise TimeoutError("no answer within 20 s")
+
+    monkeypatch.setattr(web, "open_url", fail)
+    with pytest.raises(UserError, match="no answer within 20 s"):
+        minari.download(ID, tmp_path)
+    with pytest.raises(UserError, match=r"\.\./hopper: is not a Minari id"):
+        minari.download("../hopper", tmp_path)
+    assert not list(tmp_path.iterdir())

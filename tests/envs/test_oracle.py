@@ -6,7 +6,7 @@ import pytest
 from tgcvg_jax import envs
 from tgcvg_jax.envs import oracle
 from tgcvg_jax.tasks import TASKS
-from tgcvg_jax.types import UserError
+from tgcvg_jax.types import Transition, UserError
 
 
 def episode(task, steps, action_scale=1.0):
@@ -99,3 +99,92 @@ def test_other_environments_have_no_oracle():
     task = dataclasses.replace(TASKS["hopper-medium-v2"], environment="InvertedPendulum-v4")
     with pytest.raises(UserError, match="no one-step oracle"):
         oracle.one_step(task, np.zeros((1, 11)), np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize("name", ["maze2d-umaze-v1", "maze2d-large-dense-v1", "antmaze-umaze-v2"])
+def test_mazes_show_the_whole_state(name):
+    task = TASKS[name]
+    observation, action, next_observation, reward = episode(task, 40, action_scale=1.3)
+    truth, true_reward, valid = oracle.one_step(task, observation, action)
+    assert valid.all()
+    np.testing.assert_allclose(truth, next_observation, atol=1e-6)
+    if task.domain == "antmaze":  # the goal is not in the observation
+        assert np.isnan(true_reward).all()
+        error = oracle.dynamics_error(task, observation, action, truth, reward)
+        assert error["rms"] == 0 and np.isnan(error["reward_rms"])
+    else:
+        np.testing.assert_allclose(true_reward, reward, atol=1e-6)
+
+
+def test_all_positions_may_be_in_the_observation():
+    task = dataclasses.replace(
+        TASKS["hopper-medium-v2"],
+        environment="tgcvg/Hopper-v5",
+        environment_kwargs='{"exclude_current_positions_from_observation": false}',
+        observation_dim=12,
+    )
+    observation, action, next_observation, _ = episode(task, 20)
+    truth, *_ = oracle.one_step(task, observation, action)
+    np.testing.assert_allclose(truth, next_observation, atol=1e-6)
+
+
+def transitions(task, steps=150):
+    observation, action, next_observation, reward = episode(task, steps)
+    return Transition(observation, action, reward, np.ones(len(reward)), next_observation)
+
+
+@pytest.mark.parametrize("name", ["hopper-medium-v2", "halfcheetah-medium-v2", "maze2d-umaze-v1"])
+def test_check_physics_accepts_the_tasks_own_data(name):
+    rows = transitions(TASKS[name])
+    assert oracle.check_physics(TASKS[name], rows) is None
+    assert oracle.check_physics(TASKS[name], Transition(*map(np.float32, rows))) is None
+
+
+@pytest.mark.parametrize("robot", ["Hopper", "HalfCheetah", "Walker2d"])
+def test_check_physics_names_the_version_that_fits(robot):
+    task = TASKS[f"{robot.lower()}-medium-v2"]
+    today = dataclasses.replace(task, environment=f"{robot}-v4")
+    for here, there in ((task, today), (today, task)):
+        answer = oracle.check_physics(here, transitions(there))
+        assert "\n" not in answer and f"simulator {here.environment}:" in answer
+        assert f"--env={there.environment} " in answer
+
+
+def test_check_physics_of_data_from_elsewhere():
+    task = TASKS["maze2d-umaze-v1"]
+    rows = transitions(task)
+    wrong = rows._replace(next_observation=rows.next_observation + 0.02)
+    answer = oracle.check_physics(task, wrong)
+    assert "100% of 150 sampled steps" in answer and "another environment" in answer
+    hopper = TASKS["hopper-medium-v2"]
+    rows = transitions(hopper)
+    shifted = rows._replace(next_observation=rows.next_observation + 0.02)
+    assert "another environment" in oracle.check_physics(hopper, shifted)
+
+
+def test_check_physics_of_an_environment_with_arguments():
+    task = dataclasses.replace(
+        TASKS["hopper-medium-v2"],
+        environment="tgcvg/Hopper-v5",
+        environment_kwargs='{"frame_skip": 2}',  # which -v4 does not take
+    )
+    rows = transitions(task)
+    assert oracle.check_physics(task, rows) is None
+    as_usual = dataclasses.replace(task, environment_kwargs="")
+    assert "off by more" in oracle.check_physics(task, transitions(as_usual))
+
+
+def test_check_physics_has_nothing_to_say():
+    task = TASKS["hopper-medium-v2"]
+    rows = transitions(task, 20)
+    wrong = rows._replace(next_observation=rows.next_observation + 1)
+    assert oracle.check_physics(task, wrong) is not None
+    assert oracle.check_physics(task, wrong._replace(discount=np.zeros(20))) is None
+    assert oracle.check_physics(task, wrong._replace(observation=np.full((20, 11), 10.0))) is None
+    wrong.next_observation[1:] = np.nan
+    assert "of 1 sampled" in oracle.check_physics(task, wrong)
+    for environment in ("", "InvertedPendulum-v4", "Hopper-v1"):
+        other = dataclasses.replace(task, environment=environment)
+        assert oracle.check_physics(other, wrong) is None
+    none = Transition(*(x[:0] for x in rows))
+    assert oracle.check_physics(task, none) is None

@@ -2,8 +2,9 @@
 
 Simulator and learner take turns: `block_steps` environment steps on the host, then as many updates
 in one call of the chunk that `training.fit` runs too. At the end of the first episode after every
-SAVE_STEPS the episodes go to the disk, then a checkpoint, so a run that was killed goes on from
-there and ends in the same bits.
+multiple of SAVE_STEPS the episodes go to the disk, then a checkpoint, so a run that was killed goes
+on from there and ends in the same bits. (One that had ended and is made to go on has one row more
+in its metrics, where it had ended.)
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class OnlineRun:
         self, task: Task, config: sac.Config, directory: Path, seed: int, medium_return: float
     ):
         self.task, self.config, self.directory, self.seed = task, config, directory, seed
-        self.medium_return = medium_return
+        self._medium_return = medium_return
         identity = {
             "kind": "sac",
             "task": config_lib.to_dict(task),
@@ -124,7 +125,8 @@ class OnlineRun:
                 while saved < self.config.num_steps:
                     unsaved.append(trainer.play(env))
                     advance(len(unsaved[-1].actions))
-                    if trainer.step < min(saved + SAVE_STEPS, self.config.num_steps):
+                    boundary = (saved // SAVE_STEPS + 1) * SAVE_STEPS
+                    if trainer.step < min(boundary, self.config.num_steps):
                         continue
                     saved = trainer.step
                     policy = to_file_policy(trainer.state, self.config)
@@ -151,7 +153,7 @@ class OnlineRun:
         self.replay.add(episodes)
         meta = {"environment": self.task.environment, "mean_return": mean_return}
         write_policy(self.directory / "last.npz", policy, step=trainer.step, **meta)
-        if mean_return >= self.medium_return and self.milestone() is None:
+        if mean_return >= self._medium_return and self.milestone() is None:
             write_policy(self.directory / "medium.npz", policy, step=trainer.step, **meta)
             found = {"step": trainer.step, "mean_return": mean_return}
             with atomic_path(self.directory / "medium.json") as temporary:

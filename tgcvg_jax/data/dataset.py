@@ -39,17 +39,16 @@ def make_dataset(
     size = len(episode_end)
     end = np.array(episode_end, bool)
     end[-1] = True
-    index = np.arange(size)
-    ends = np.flatnonzero(end)
-    last = ends[np.searchsorted(ends, index)]  # [M] index of the episode's last row
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    first = starts[np.searchsorted(ends, index)]
+    index = np.arange(size, dtype=np.int32)  # not 64 bits: files hold up to 4 million rows
+    ends = np.flatnonzero(end).astype(np.int32)
+    length = np.diff(ends, prepend=np.int32(-1))
+    last = np.repeat(ends, length)  # [M] index of the episode's last row
     if timestep is None:
-        timestep = index - first
+        timestep = index - np.repeat(ends + 1 - length, length)
     if return_to_go is None:
-        reward = np.asarray(transition.reward, np.float64)
-        total = np.cumsum(reward)
-        return_to_go = total[last] - total + reward
+        reward = np.asarray(transition.reward)
+        total = np.cumsum(reward, dtype=np.float64)
+        return_to_go = (total[last] - total + reward).astype(np.float32)
     return _index(
         task,
         transition=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), transition),

@@ -1,11 +1,16 @@
-"""Downloading D4RL files."""
+"""Downloading D4RL files and Minari datasets."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import threading
+import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -43,7 +48,7 @@ def fetch(url_path: str, destination: str | Path) -> Path:
     url = root.rstrip("/") + "/" + urllib.parse.quote(url_path)
     part = destination.with_name(f"{destination.name}.{os.getpid()}.part")
     try:
-        with _open(url) as response:
+        with open_url(url) as response:
             destination.parent.mkdir(parents=True, exist_ok=True)
             _save(response, part, destination.name)
         with open_hdf5(part):
@@ -62,11 +67,84 @@ def fetch(url_path: str, destination: str | Path) -> Path:
     return destination
 
 
-def _open(url: str) -> http.client.HTTPResponse:
+# Minari writes into the store that an environment variable names, and prints to stdout. A process
+# of its own keeps both from this one. Its only words on stdout are the reason of a failure.
+_MINARI = """
+import contextlib, sys
+out = sys.stdout
+with contextlib.redirect_stdout(sys.stderr):
+    try:
+        import minari
+        minari.download_dataset(sys.argv[1])
+    except Exception as error:
+        print(type(error).__name__, error, file=out)
+"""
+_MINARI_FILE = "data/main_data.hdf5"
+
+
+def fetch_minari(dataset_id: str, root: Path) -> Path:
+    """Downloads a dataset with Minari, its progress on stderr.
+
+    The dataset appears in the store only when it is whole; nothing is left behind otherwise.
+
+    Args:
+      dataset_id: an id.
+      root: the store it goes to.
+
+    Returns:
+      The dataset's directory.
+
+    Raises:
+      UserError: the download failed; says how to get the dataset by hand.
+    """
+    destination, temporary = root / dataset_id, None
+    try:
+        _reach_minari()
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".download.", dir=root))
+        result = subprocess.run(
+            [sys.executable, "-c", _MINARI, dataset_id],
+            env=os.environ | {"MINARI_DATASETS_PATH": str(temporary)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        if result.returncode or result.stdout.strip():
+            raise OSError(result.stdout.strip() or f"status {result.returncode}")
+        if not (temporary / dataset_id / _MINARI_FILE).is_file():
+            raise OSError(f"it came without {_MINARI_FILE}")
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        (temporary / dataset_id).rename(destination)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(
+            f"cannot download the Minari dataset {dataset_id} ({one_line(error)}); where there is "
+            f"a network run `pip install 'minari[hf]'` and `minari download {dataset_id}`, then "
+            f"bring the folder to {destination}"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return destination
+
+
+def _reach_minari() -> None:
+    """Raises if Minari's server does not answer soon: its client would go on trying."""
+    url = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if os.environ.get("MINARI_REMOTE", "").startswith("gcp:"):
+        url = "https://storage.googleapis.com"
+    with contextlib.suppress(urllib.error.HTTPError):  # an answer, too
+        open_url(url).close()
+
+
+def open_url(url: str) -> http.client.HTTPResponse:
     """`urlopen` with a deadline for everything up to the response's headers.
 
     Socket timeouts do not cover the lookup of the name, which may hang for minutes without a
     network; hence the thread, which is abandoned at the deadline.
+
+    Raises:
+      OSError: no connection, no answer in time, or an HTTP error.
+      ValueError: not a URL.
+      http.client.HTTPException: what came is not HTTP.
     """
     result: list[http.client.HTTPResponse | Exception] = []
 

@@ -1,24 +1,32 @@
-"""Reading Minari datasets from a local store. Nothing here uses the network.
+"""Reading Minari datasets from a local store; `download` alone uses the network.
 
 A termination gives discount 0, a truncation is a time-out, and an episode that ends with neither
-is taken as truncated. Only flat observations and actions (one-dimensional Box spaces) are read.
+is taken as truncated. Actions are one-dimensional Boxes; observations too, or (nested) dicts of
+them, which are flattened as `gymnasium.spaces.flatten` does: their keys sorted, so for Gymnasium's
+goal environments achieved goal, desired goal, observation.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import minari
 import numpy as np
 from minari.dataset.minari_dataset import DATASET_ID_RE, EpisodeData
 
+from tgcvg_jax import tasks
+from tgcvg_jax.data import download as web  # `download` is this module's own
 from tgcvg_jax.data.dataset import from_columns, make_dataset
 from tgcvg_jax.data.validate import check_fields, open_hdf5
 from tgcvg_jax.types import Dataset, Source, Task, UserError, one_line
 
+INFOS = ("timesteps", "returns_to_go")  # of episodes that begin in mid-episode, see `export`
 _FILE = "main_data.hdf5"
 
 
@@ -66,6 +74,11 @@ def require(dataset_id: str | Path, store: str | Path | None = None) -> Path:
 def make_task(dataset_id: str | Path, store: str | Path | None = None) -> Task:
     """The task that a dataset's metadata describes.
 
+    The environment is the one that the metadata names for evaluation, or else the one of
+    collection. The sets `mujoco/*` were made before MuJoCo 3.5 changed its contact margins, so
+    their environments are `tgcvg/*-v5`. What is not in the metadata of a published set comes from
+    `tasks.TASKS`.
+
     Args:
       dataset_id: an id or a directory, as in `find`.
       store: as in `find`.
@@ -75,31 +88,65 @@ def make_task(dataset_id: str | Path, store: str | Path | None = None) -> Task:
     """
     place = require(dataset_id, store)
     dataset = _open(place)
-    name, metadata, spec = dataset.id, dataset.storage.metadata, dataset.env_spec
+    name, metadata = dataset.id, dataset.storage.metadata
     observation_dim, action_dim = flat_dims(name, dataset.observation_space, dataset.action_space)
-    parts = re.sub(r"-v\d+$", "", name).split("/")
-    return Task(
+    environment, kwargs, episode_length = _environment(name, metadata)
+    known = tasks.TASKS.get(name)
+    if known is not None:
+        episode_length = episode_length or known.episode_length
+    task = Task(
         name=name,
-        environment=spec.id if spec else "",
+        environment=environment,
+        environment_kwargs=kwargs,
         observation_dim=observation_dim,
         action_dim=action_dim,
-        episode_length=(spec and spec.max_episode_steps) or _longest(place, dataset),
+        episode_length=episode_length or _longest(place, dataset),
         min_score=metadata.get("ref_min_score"),
         max_score=metadata.get("ref_max_score"),
-        family="-".join(parts[-2:]),
+        family=tasks.minari_family(name),
         sources=(Source("minari", str(dataset_id)),),
     )
+    if known is not None:
+        filled = ("environment", "environment_kwargs") if not environment else ()
+        filled += tuple(n for n in ("min_score", "max_score") if getattr(task, n) is None)
+        task = dataclasses.replace(task, **{n: getattr(known, n) for n in filled})
+    if task.domain in tasks.MAZES:
+        task = dataclasses.replace(task, eval_episodes=tasks.MAZE_EPISODES)
+    return task
+
+
+def _environment(name: str, metadata: dict[str, Any]) -> tuple[str, str, int | None]:
+    """Id, constructor's arguments as JSON and time limit of the evaluation environment."""
+    text = metadata.get("eval_env_spec") or metadata.get("env_spec")
+    spec = json.loads(text) if text else {}
+    environment, kwargs = spec.get("id", ""), spec.get("kwargs") or {}
+    if environment.startswith("tgcvg/") and environment in gymnasium.registry:
+        # A specification repeats the arguments that the id stands for.
+        own = gymnasium.registry[environment].kwargs
+        kwargs = {key: value for key, value in kwargs.items() if own.get(key, ...) != value}
+    if name.startswith("mujoco/") and f"tgcvg/{environment}" in gymnasium.registry:
+        environment = f"tgcvg/{environment}"
+    kwargs.pop("render_mode", None)
+    text = json.dumps(kwargs, sort_keys=True) if kwargs else ""
+    return environment, text, spec.get("max_episode_steps")
 
 
 def episodes(dataset_id: str | Path, store: str | Path | None = None) -> list[EpisodeData]:
-    """All episodes of a dataset, as Minari gives them.
+    """All episodes of a dataset, as Minari gives them, but with flat observations.
 
     Raises:
       UserError: no such dataset, it cannot be read, or it has no episodes.
     """
     place = require(dataset_id, store)
+    dataset = _open(place)
+    flat_dims(dataset.id, dataset.observation_space, dataset.action_space)
+
+    def flat(episode: EpisodeData) -> EpisodeData:
+        observations = _flatten(dataset.observation_space, episode.observations)
+        return dataclasses.replace(episode, observations=observations)
+
     with open_hdf5(place / "data" / _FILE):
-        found = list(_open(place).iterate_episodes())
+        found = [flat(episode) for episode in dataset.iterate_episodes()]
     if not found:
         raise UserError(f"{place}: has no episodes; the dataset is empty")
     return found
@@ -121,14 +168,19 @@ def read(
     Raises:
       UserError: no such dataset, or one that cannot be read or does not fit the task.
     """
-    own_task = make_task(dataset_id, store)  # also checks the spaces
-    robots = {re.sub(r"-v\d+$", "", t.environment) for t in (own_task, task or own_task)}
+    own_task = make_task(dataset_id, store)
+    robots = {_robot(t.environment) for t in (own_task, task or own_task)}
     if len(robots - {""}) > 1:
         raise UserError(
             f"{dataset_id}: was collected in {own_task.environment}, but {task.name} is in "
             f"{task.environment}; is this dataset of another environment?"
         )
     return from_episodes(str(dataset_id), task or own_task, episodes(dataset_id, store))
+
+
+def _robot(environment: str) -> str:
+    """`Hopper` of `Hopper-v4` and of `tgcvg/Hopper-v2`, which differ in the simulator alone."""
+    return re.sub(r"-v\d+$", "", environment).rpartition("/")[2]
 
 
 def from_episodes(where: str, task: Task, episodes: list[EpisodeData]) -> Dataset:
@@ -138,7 +190,8 @@ def from_episodes(where: str, task: Task, episodes: list[EpisodeData]) -> Datase
       where: the dataset's name, for messages.
       task: the task.
       episodes: at least one; each has observations [T+1, S], actions [T, A], rewards,
-        terminations and truncations [T].
+        terminations and truncations [T]. If the `infos` of all hold `timesteps` or
+        `returns_to_go` [T], these are used; otherwise they are counted and summed up.
 
     Raises:
       UserError: fields that do not fit together or the task.
@@ -153,6 +206,7 @@ def from_episodes(where: str, task: Task, episodes: list[EpisodeData]) -> Datase
     def join(name: str, rows: slice = slice(None)) -> np.ndarray:
         return np.concatenate([getattr(episode, name)[rows] for episode in episodes])
 
+    own = [name for name in INFOS if all(_has_info(episode, name) for episode in episodes)]
     fields = check_fields(
         where,
         task,
@@ -160,30 +214,70 @@ def from_episodes(where: str, task: Task, episodes: list[EpisodeData]) -> Datase
             "observations": join("observations", slice(None, -1)),
             "next_observations": join("observations", slice(1, None)),
             **{n: join(n) for n in ("actions", "rewards", "terminations", "truncations")},
+            **{n: np.concatenate([episode.infos[n] for episode in episodes]) for n in own},
         },
     )
     end = (fields["terminations"] == 1) | (fields["truncations"] == 1)
     end[np.cumsum([len(episode.actions) for episode in episodes]) - 1] = True
-    return make_dataset(task, from_columns(fields, "terminations"), end)
+    return make_dataset(
+        task,
+        from_columns(fields, "terminations"),
+        end,
+        timestep=fields.get("timesteps"),
+        return_to_go=fields.get("returns_to_go"),
+    )
+
+
+def _has_info(episode: EpisodeData, name: str) -> bool:
+    return np.shape((episode.infos or {}).get(name)) == (len(episode.actions),)
 
 
 def flat_dims(
     name: str, observation_space: gymnasium.Space, action_space: gymnasium.Space
 ) -> tuple[int, int]:
-    """(S, A) of an environment's spaces.
+    """(S, A) of an environment's spaces; S is the size of a dict observation once it is flat.
 
     Raises:
-      UserError: a space is not a one-dimensional Box, or the actions' box is not [-1, 1].
+      UserError: a space is not a one-dimensional Box, nor a dict of such observations, or the
+        actions' box is not [-1, 1].
     """
+    widths = []
     for kind, space in (("observation", observation_space), ("action", action_space)):
-        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+        leaves = _leaves(space) if kind == "observation" else [space]
+        if not all(isinstance(x, gymnasium.spaces.Box) and len(x.shape) == 1 for x in leaves):
             raise UserError(
                 f"{name}: its {kind} space is {type(space).__name__}{list(space.shape or [])}; "
-                "only one-dimensional Box spaces are supported"
+                "only one-dimensional Box spaces and dicts of such observations are supported"
             )
+        widths.append(sum(leaf.shape[0] for leaf in leaves))
     if not (np.all(action_space.low == -1) and np.all(action_space.high == 1)):
         raise UserError(f"{name}: its action box is not [-1, 1]; normalise the actions first")
-    return observation_space.shape[0], action_space.shape[0]
+    return widths[0], widths[1]
+
+
+def _leaves(space: gymnasium.Space) -> list[gymnasium.Space]:
+    if not isinstance(space, gymnasium.spaces.Dict):
+        return [space]
+    return [leaf for part in space.spaces.values() for leaf in _leaves(part)]
+
+
+def _flatten(space: gymnasium.Space, values: Any) -> np.ndarray:
+    """Observations of one episode [T+1, ...], flat: [T+1, S]."""
+    if not isinstance(space, gymnasium.spaces.Dict):
+        return values
+    parts = [_flatten(part, values[key]) for key, part in space.spaces.items()]
+    return np.concatenate(parts, axis=1)
+
+
+def download(dataset_id: str, store: str | Path | None = None) -> Path:
+    """Downloads a dataset into a store, by default the one that Minari itself would use.
+
+    Raises:
+      UserError: not an id, or the download failed; says how to get the dataset by hand.
+    """
+    if not is_id(dataset_id):
+        raise UserError(f"{dataset_id}: is not a Minari id, which looks like namespace/name-v0")
+    return web.fetch_minari(dataset_id, stores(store)[0])
 
 
 def _open(place: Path) -> minari.MinariDataset:

@@ -95,8 +95,8 @@ def write(
         for name, array in arrays.items():
             # One column a chunk: neighbours of the same quantity compress best.
             chunks = (len(array), 1)[: array.ndim]
-            packing = dict(chunks=chunks, shuffle=True, compression="gzip", compression_opts=compression)
-            file.create_dataset(name, data=array, **packing)
+            packing = dict(shuffle=True, compression="gzip", compression_opts=compression)
+            file.create_dataset(name, data=array, chunks=chunks, **packing)
         file.attrs.update(attributes)
 
 

@@ -101,7 +101,7 @@ class SyntheticStore:
             with atomic_path(identity) as temporary:
                 temporary.write_text(json.dumps(self._identity))
         with atomic_path(self._part(chunk)) as temporary, h5py.File(temporary, "w") as f:
-            for name, values in _columns(flat).items():
+            for name, values in columns_of(flat).items():
                 f.create_dataset(name, data=values)
         self._part_rows.append(len(flat.timestep))
 
@@ -228,7 +228,7 @@ def read_sample(path: str | Path, max_rows: int) -> tuple[Transition, np.ndarray
     return from_columns(read), np.diff(np.flatnonzero(ends), prepend=-1), size
 
 
-def _columns(flat: Flat) -> Rows:
+def columns_of(flat: Flat) -> Rows:
     """D4RL's names; the last row of each segment is a time-out unless it is a terminal."""
     transition = flat.transition
     terminal = np.asarray(transition.discount) == 0.0

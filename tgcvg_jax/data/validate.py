@@ -105,7 +105,7 @@ def _float32(where: str | Path, name: str, value: np.ndarray) -> np.ndarray:
         expected = "[rows, columns]" if vector else "[rows]"
         raise UserError(f"{where}: {name} has shape {list(value.shape)}; expected {expected}")
     with np.errstate(over="ignore"):  # too large for float32 becomes inf, which is reported
-        return value.astype(np.float32)
+        return value.astype(np.float32, copy=False)
 
 
 def _check_values(where: str | Path, name: str, value: np.ndarray) -> None:

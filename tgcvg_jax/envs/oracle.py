@@ -1,20 +1,39 @@
 """The real simulator as ground truth for single steps: set a state, act, compare.
 
 In Hopper, Walker2d and HalfCheetah an observation is the whole state but for the x coordinate, on
-which nothing depends. So the true successor of any (state, action) is known, also of those that a
-model made up.
+which nothing depends; in D4RL's mazes it is the whole state. So the true successor of any (state,
+action) is known, also of those that a model made up.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import gymnasium
 import mujoco
 import numpy as np
 
 from tgcvg_jax.envs import make, mujoco_warnings
-from tgcvg_jax.types import Task, UserError
+from tgcvg_jax.types import Task, Transition, UserError
 
-# Largest |velocity| that an observation can show: Gymnasium clips there, and the rest is lost.
-VELOCITY_LIMIT = {"Hopper-v4": 10.0, "Walker2d-v4": 10.0, "HalfCheetah-v4": np.inf}
+# How the ids of environments with an oracle begin, after our own `tgcvg/`, and the largest
+# |velocity| that their observations can show: Gymnasium clips there, and the rest is lost.
+VELOCITY_LIMIT = {
+    "Hopper-v": 10.0,
+    "Walker2d-v": 10.0,
+    "HalfCheetah-v": np.inf,
+    "Maze2D-": np.inf,
+    "AntMaze-": np.inf,
+}
+NAMESPACE = "tgcvg/"
+
+# Data that follows its simulator may be off by more than OFF in a few transitions; in recordings
+# of Gymnasium's v2 and v4 robots 0.4 % are at worst (HalfCheetah), and 14 % at best where capsules,
+# contacts or friction are those of another version.
+OFF = 1e-2
+OFF_SHARE = 0.05
 
 # MuJoCo resets a diverged simulation by itself; only these counters tell.
 _DIVERGED = (
@@ -24,14 +43,17 @@ _DIVERGED = (
 )
 
 
-def require(task: Task) -> None:
-    """Raises a UserError unless the task's environment has an oracle."""
-    if task.environment not in VELOCITY_LIMIT:
-        known = ", ".join(VELOCITY_LIMIT)
-        raise UserError(
-            f"no one-step oracle for environment {task.environment or '(none)'}; there is one "
-            f"for {known}"
-        )
+def require(task: Task) -> float:
+    """The velocity limit of the task's environment; a UserError if it has no oracle."""
+    name = task.environment.removeprefix(NAMESPACE)
+    for prefix, limit in VELOCITY_LIMIT.items():
+        if name.startswith(prefix):
+            return limit
+    known = ", ".join(prefix.split("-")[0] for prefix in VELOCITY_LIMIT)
+    raise UserError(
+        f"no one-step oracle for environment {task.environment or '(none)'}; there is one "
+        f"for {known}"
+    )
 
 
 def one_step(
@@ -42,44 +64,55 @@ def one_step(
     Rows are independent of each other: the solver's warm start is cleared between them.
 
     Args:
-      task: a task whose environment has an oracle (the keys of `VELOCITY_LIMIT`).
+      task: a task whose environment has an oracle (see `VELOCITY_LIMIT`).
       observations: [B, S], raw.
       actions: [B, A]; clipped to the action box.
 
     Returns:
       next_observations [B, S] and rewards [B], float64, and valid [B] bool. Where `valid` is False
       the other two are NaN: the state is not finite, or a velocity stands at the limit so that the
-      true one is unknown, or the simulation diverged.
+      true one is unknown, or the simulation diverged. In AntMaze all rewards are NaN: they depend
+      on a goal that is drawn anew at each reset and is no part of the observation.
 
     Raises:
       UserError: the environment has no oracle.
     """
-    require(task)
-    observations = np.asarray(observations, np.float64)
-    actions = np.asarray(actions, np.float64)
-    env = make(task)
-    env.reset(seed=0)  # the wrappers insist on it
-    simulator = env.unwrapped
-    num_positions = simulator.model.nq - 1  # without x
-    velocity = observations[:, num_positions:]
-    valid = np.isfinite(observations).all(axis=1) & np.isfinite(actions).all(axis=1)
-    valid &= (np.abs(velocity) < VELOCITY_LIMIT[task.environment]).all(axis=1)
-    next_observations = np.full_like(observations, np.nan)
-    rewards = np.full(len(observations), np.nan)
-    # The bare simulator counts no steps and so never truncates; clipping is all the wrappers do.
-    actions = np.clip(actions, simulator.action_space.low, simulator.action_space.high)
-    with mujoco_warnings(lambda message: None):  # divergence is counted below
-        for i in np.flatnonzero(valid):
-            mujoco.mj_resetData(simulator.model, simulator.data)
-            position = np.concatenate([[0.0], observations[i, :num_positions]])
-            simulator.set_state(position, velocity[i])
-            next_observation, reward, *_ = simulator.step(actions[i])
-            if any(simulator.data.warning[kind].number for kind in _DIVERGED):
-                valid[i] = False
-            else:
-                next_observations[i], rewards[i] = next_observation, reward
-    env.close()
-    return next_observations, rewards, valid
+    with _simulator(task) as simulator:
+        return _one_step(task, simulator, observations, actions)
+
+
+def check_physics(task: Task, transition: Transition, rows: int = 200, seed: int = 0) -> str | None:
+    """Whether recorded transitions are those of the task's simulator.
+
+    A share of rows is judged, not their median: contact margins and friction, for example, matter
+    only while a foot is on the floor.
+
+    Args:
+      task: any task.
+      transition: fields [M, ...] as the file has them, raw. Rows with discount 0 are not looked at:
+        in some files their next observation is the next episode's first.
+      rows: size of the random sample.
+      seed: of the sample.
+
+    Returns:
+      None if they agree, or if that cannot be known: no oracle, no row with a full state. Else one
+      line for the user, which names the version of the environment that does agree, if one does.
+    """
+    error = _sampled_errors(task, transition, rows, seed)
+    if not error.size or _share_off(error) <= OFF_SHARE:
+        return None
+    answer = "perhaps it was collected in another environment, or changed since"
+    for other in _versions(task):
+        other_error = _sampled_errors(other, transition, rows, seed)
+        if other_error.size and _share_off(other_error) <= OFF_SHARE:
+            name = other.environment
+            answer = f"it follows {name}, so use --env={name} --dataset=FILE"
+            break
+    return (
+        f"the data does not follow the simulator {task.environment}: {_share_off(error):.0%} of "
+        f"{error.size} sampled steps are off by more than {OFF} (median {np.median(error):.1g}). "
+        f"Scores are comparable only in the simulator of the data; {answer}"
+    )
 
 
 def dynamics_error(
@@ -105,7 +138,7 @@ def dynamics_error(
       rms: root mean square over rows and dimensions, in units of `scale`.
       median: median absolute error over rows and dimensions, in units of `scale`.
       rms_per_dimension: [S], in units of `scale`.
-      reward_rms: in the reward's own unit.
+      reward_rms: in the reward's own unit; NaN in AntMaze, see `one_step`.
       no_change_rms, no_change_median: the same of the predictor s' = s, the bar to beat.
       num_rows: rows compared.
       num_masked: rows left out because their true successor is unknown.
@@ -128,6 +161,90 @@ def dynamics_error(
         num_rows=int(valid.sum()),
         num_masked=int((~valid).sum()),
     )
+
+
+@contextlib.contextmanager
+def _simulator(task: Task) -> Iterator[gymnasium.Env]:
+    """The bare environment: it counts no steps and so never truncates."""
+    require(task)
+    env = make(task)
+    env.reset(seed=0)  # some have no goal before
+    try:
+        yield env.unwrapped
+    finally:
+        env.close()
+
+
+def _known(
+    task: Task, simulator: gymnasium.Env, observations: np.ndarray, actions: np.ndarray
+) -> np.ndarray:
+    """[B] bool: the true state and the action are known. The velocities come last."""
+    velocity = observations[:, -simulator.model.nv :]
+    known = np.isfinite(observations).all(axis=1) & np.isfinite(actions).all(axis=1)
+    return known & (np.abs(velocity) < require(task)).all(axis=1)
+
+
+def _one_step(
+    task: Task, simulator: gymnasium.Env, observations: np.ndarray, actions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`one_step` in a simulator that is there already."""
+    observations = np.asarray(observations, np.float64)
+    actions = np.asarray(actions, np.float64)
+    model, data = simulator.model, simulator.data
+    valid = _known(task, simulator, observations, actions)
+    next_observations = np.full_like(observations, np.nan)
+    rewards = np.full(len(observations), np.nan)
+    hidden = np.zeros(model.nq + model.nv - observations.shape[1])  # x, or nothing
+    # Clipping is all that the wrappers do to a step.
+    actions = np.clip(actions, simulator.action_space.low, simulator.action_space.high)
+    with mujoco_warnings(lambda message: None):  # divergence is counted below
+        for i in np.flatnonzero(valid):
+            mujoco.mj_resetData(model, data)
+            state = np.concatenate([hidden, observations[i]])
+            simulator.set_state(state[: model.nq], state[model.nq :])
+            next_observation, reward, *_ = simulator.step(actions[i])
+            if any(data.warning[kind].number for kind in _DIVERGED):
+                valid[i] = False
+            else:
+                next_observations[i], rewards[i] = next_observation, reward
+    if task.environment.startswith(f"{NAMESPACE}AntMaze-"):
+        rewards[:] = np.nan
+    return next_observations, rewards, valid
+
+
+def _sampled_errors(task: Task, transition: Transition, rows: int, seed: int) -> np.ndarray:
+    """Largest absolute error of each of up to `rows` random transitions of known successor.
+
+    None of them if the environment has no oracle, or cannot be made.
+    """
+    size = len(transition.observation)
+    # In fast gaits nine of ten rows have a clipped velocity.
+    sample = np.random.default_rng(seed).choice(size, min(size, 50 * rows), replace=False)
+    observation, action, _, discount, next_observation = (
+        np.asarray(field[sample], np.float64) for field in transition
+    )
+    try:
+        with _simulator(task) as simulator:
+            known = _known(task, simulator, observation, action) & (discount > 0)
+            known &= np.isfinite(next_observation).all(axis=1)
+            chosen = np.flatnonzero(known)[:rows]
+            truth, _, valid = _one_step(task, simulator, observation[chosen], action[chosen])
+    except UserError:
+        return np.zeros(0)
+    return np.abs(truth - next_observation[chosen]).max(axis=1)[valid]
+
+
+def _share_off(error: np.ndarray) -> float:
+    return float(np.mean(error > OFF))
+
+
+def _versions(task: Task) -> list[Task]:
+    """The task in the other versions of its robot, as they are; none for mazes."""
+    robot, version = task.environment.removeprefix(NAMESPACE).split("-", 1)
+    if not version.startswith("v") or task.environment_kwargs:
+        return []
+    names = (f"{robot}-v4", f"{NAMESPACE}{robot}-v2", f"{robot}-v5", f"{NAMESPACE}{robot}-v5")
+    return [dataclasses.replace(task, environment=n) for n in names if n != task.environment]
 
 
 def _rms(x: np.ndarray) -> float:
