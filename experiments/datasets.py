@@ -31,11 +31,10 @@ from absl import flags
 from experiments import _main
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, plotting, reporting, tasks
-from tgcvg_jax.data import d4rl, export, minari, statistics
-from tgcvg_jax.data.synthetic import environment_of
+from tgcvg_jax.data import export, minari, statistics, synthetic
 from tgcvg_jax.files import atomic_path
 from tgcvg_jax.ops import scores
-from tgcvg_jax.types import SYNTHETIC, Dataset, Source, Task, UserError
+from tgcvg_jax.types import Dataset, Source, Task, UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("to", None, ["d4rl", "minari"], "export: the format.")
@@ -228,10 +227,10 @@ def export_data() -> None:
     name = where.name if where.is_file() else minari.make_task(where).name
     parts = [f"{name} ({dataset.size:,} transitions)"]
     if FLAGS.augmented_with:
-        synthetic = _read_synthetic(Path(FLAGS.augmented_with).expanduser(), task)
+        added = synthetic.read(Path(FLAGS.augmented_with).expanduser(), task)
         name = Path(FLAGS.augmented_with).name
-        parts.append(f"{name} ({synthetic.size:,} synthetic transitions)")
-        dataset = data.concatenate([dataset, synthetic])
+        parts.append(f"{name} ({added.size:,} synthetic transitions)")
+        dataset = data.concatenate([dataset, added])
     description = f"{task.name}: {' and '.join(parts)}, exported by tgcvg_jax"
     if FLAGS.to == "d4rl":
         place = export.to_d4rl(dataset, Path(FLAGS.out).expanduser(), padded=FLAGS.padded,
@@ -283,18 +282,10 @@ def _load() -> tuple[Task, Dataset, Path]:
         places = (data.locate(source, FLAGS.data_dir) for source in task.sources)
         return task, dataset, next(place for place in places if place is not None)
     path = Path(FLAGS.dataset).expanduser()
-    if path.is_file() and environment_of(path) is not None:
-        return task, _read_synthetic(path, task), path
+    if path.is_file() and synthetic.environment_of(path) is not None:
+        return task, synthetic.read(path, task), path
     dataset = data.load(task, **where, after_goal=FLAGS.after_goal)
     return task, dataset, path if path.exists() else minari.require(FLAGS.dataset, FLAGS.data_dir)
-
-
-def _read_synthetic(path: Path, task: Task) -> Dataset:
-    """A file that says what it was made for. Its steps need not be the simulator's."""
-    made_in = environment_of(path)
-    if made_in not in (None, task.environment):
-        raise UserError(f"{path}: was made for {made_in}, but {task.name} is in {task.environment}")
-    return d4rl.read(path, task, source=SYNTHETIC, after_goal=FLAGS.after_goal)
 
 
 if __name__ == "__main__":

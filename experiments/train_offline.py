@@ -26,13 +26,12 @@ from experiments import _main, _stages
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, plotting, reporting, training
 from tgcvg_jax.checkpoint import Checkpointer
-from tgcvg_jax.data import d4rl
-from tgcvg_jax.data.synthetic import environment_of
+from tgcvg_jax.data import synthetic
 from tgcvg_jax.evaluation import rollout
 from tgcvg_jax.learners import LEARNERS
 from tgcvg_jax.ops import scores
 from tgcvg_jax.synthesizers import SYNTHESIZERS
-from tgcvg_jax.types import SYNTHETIC, Dataset, Task, UserError
+from tgcvg_jax.types import Dataset, Task, UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("learner", "td3_bc", sorted(LEARNERS), "What to train.")
@@ -118,13 +117,10 @@ def fuse(task: Task, dataset: Dataset) -> Dataset:
             f"{path}: no synthetic data here; make it with python -m experiments.synthesize "
             f"--env={FLAGS.env} --synthesizer={FLAGS.synthesizer}, or name it with --synthetic"
         )
-    made_in = environment_of(path)
-    if made_in not in (None, task.environment):
-        raise UserError(f"{path}: was made for {made_in}, but {task.name} is in {task.environment}")
-    synthetic = d4rl.read(path, task, source=SYNTHETIC)
-    fused = data.concatenate([dataset, synthetic])
-    share = 100 * synthetic.size / fused.size
-    print(f"with {synthetic.size:,} synthetic transitions from {path} ({share:.0f} % of all)")
+    added = synthetic.read(path, task)
+    fused = data.concatenate([dataset, added])
+    share = 100 * added.size / fused.size
+    print(f"with {added.size:,} synthetic transitions from {path} ({share:.0f} % of all)")
     return fused
 
 

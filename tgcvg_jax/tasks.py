@@ -195,7 +195,7 @@ def _minari_tasks() -> Iterator[Task]:
     for domain, r in LOCOMOTION.items():
         for level in ("simple", "medium", "expert"):
             sizes = (r.observation_dim, r.action_dim, 1000)
-            yield task(f"mujoco/{domain}/{level}-v0", f"tgcvg/{r.name}-v5", sizes)
+            yield task(f"mujoco/{domain}/{level}-v0", f"tgcvg-minari/{r.name}-v5", sizes)
     mazes = {"open": ("Open", 300), "umaze": ("UMaze", 300), "medium": ("Medium", 600),
              "large": ("Large", 800)}  # fmt: skip
     for maze, (name, horizon) in mazes.items():

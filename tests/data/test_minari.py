@@ -165,7 +165,7 @@ def test_evaluation_environment_and_its_arguments(store):
 def test_published_robots_keep_their_contact_margins(store):
     spec = specification("Hopper-v5", max_episode_steps=1000)
     assert as_known(store, "mujoco/hopper/simple-v0", env_spec=spec).environment == (
-        "tgcvg/Hopper-v5"
+        "tgcvg-minari/Hopper-v5"
     )
     assert as_known(store, "other/hopper/simple-v0", env_spec=spec).environment == "Hopper-v5"
     spec = specification("Ant-v5", max_episode_steps=1000)

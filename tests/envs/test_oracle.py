@@ -119,7 +119,7 @@ def test_mazes_show_the_whole_state(name):
 def test_all_positions_may_be_in_the_observation():
     task = dataclasses.replace(
         TASKS["hopper-medium-v2"],
-        environment="tgcvg/Hopper-v5",
+        environment="tgcvg-minari/Hopper-v5",
         environment_kwargs='{"exclude_current_positions_from_observation": false}',
         observation_dim=12,
     )
@@ -165,7 +165,7 @@ def test_check_physics_of_data_from_elsewhere():
 def test_check_physics_of_an_environment_with_arguments():
     task = dataclasses.replace(
         TASKS["hopper-medium-v2"],
-        environment="tgcvg/Hopper-v5",
+        environment="tgcvg-minari/Hopper-v5",
         environment_kwargs='{"frame_skip": 2}',  # which -v4 does not take
     )
     rows = transitions(task)

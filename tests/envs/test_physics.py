@@ -142,7 +142,7 @@ def test_recorded_steps_of_v4(robot):
     else:
         assert as_is.max() < 2e-5
     if robot != "Walker2d":  # whose -v5 has another right foot
-        old, _ = largest_errors(f"tgcvg/{robot}-v5", rows)
+        old, _ = largest_errors(f"tgcvg-minari/{robot}-v5", rows)
         assert old.max() < 3e-6  # float32
     corrected, _ = largest_errors(f"tgcvg/{robot}-v2", rows)
     assert np.median(corrected) > 1e-3  # another robot
@@ -201,7 +201,8 @@ def test_environments(robot, version, capfd, tmp_path, monkeypatch):
     arguments = dict(reset_noise_scale=0.0, ctrl_cost_weight=0.5)
     if version == "v5":
         arguments["frame_skip"] = 2
-    env = gymnasium.make(f"tgcvg/{robot}-{version}", **arguments)
+    namespace = {"v2": "tgcvg", "v5": "tgcvg-minari"}[version]
+    env = gymnasium.make(f"{namespace}/{robot}-{version}", **arguments)
     assert env.spec.max_episode_steps == 1000
     simulator = env.unwrapped
     observation, _ = env.reset(seed=0)

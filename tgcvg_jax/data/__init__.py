@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib.resources
 import os
@@ -52,7 +53,7 @@ def resolve(
     Args:
       name: a Minari id found in a local store (its metadata decides); else a name in `tasks.TASKS`;
         else one in `tasks.ENVIRONMENTS` or a Gymnasium id, which have no data of their own (and a
-        Gymnasium id no reference scores).
+        Gymnasium id no reference scores, unless a task of the table is in that environment).
       data_dir: a folder that may hold Minari datasets too.
       dataset: the user's own data; where it is the Minari dataset called `name`, the task is
         read from it.
@@ -66,7 +67,13 @@ def resolve(
     if name in known:
         return known[name]
     if name in gymnasium.registry:
-        return _gymnasium_task(name)
+        task = _gymnasium_task(name)
+        same = (t for t in known.values() if t.environment == name and t.min_score is not None)
+        if (like := next(same, None)) is not None:
+            fields = ("min_score", "max_score", "eval_episodes")
+            shared = {field: getattr(like, field) for field in fields}
+            task = dataclasses.replace(task, family=like.domain, **shared)
+        return task
     if dataset is not None and minari.find(dataset, data_dir) is not None:
         task = minari.make_task(dataset, data_dir)
         if task.name == name:

@@ -54,7 +54,8 @@ def is_id(name: str) -> bool:
 def stores(store: str | Path | None = None) -> list[Path]:
     """Where ids are looked for, in order."""
     default = os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets"
-    return [Path(root).expanduser() for root in (store, default) if root is not None]
+    given = [root for root in (store, default) if root is not None]
+    return [Path(root).expanduser().absolute() for root in given]  # Minari writes to no other
 
 
 def require(dataset_id: str | Path, store: str | Path | None = None) -> Path:
@@ -76,8 +77,8 @@ def make_task(dataset_id: str | Path, store: str | Path | None = None) -> Task:
 
     The environment is the one that the metadata names for evaluation, or else the one of
     collection. The sets `mujoco/*` were made before MuJoCo 3.5 changed its contact margins, so
-    their environments are `tgcvg/*-v5`. What is not in the metadata of a published set comes from
-    `tasks.TASKS`.
+    their environments are `tgcvg-minari/*-v5`. What is not in the metadata of a published set comes
+    from `tasks.TASKS`.
 
     Args:
       dataset_id: an id or a directory, as in `find`.
@@ -120,12 +121,12 @@ def _environment(name: str, metadata: dict[str, Any]) -> tuple[str, str, int | N
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     spec = json.loads(text) if text else {}
     environment, kwargs = spec.get("id", ""), spec.get("kwargs") or {}
-    if environment.startswith("tgcvg/") and environment in gymnasium.registry:
+    if environment.startswith(("tgcvg/", "tgcvg-minari/")) and environment in gymnasium.registry:
         # A specification repeats the arguments that the id stands for.
         own = gymnasium.registry[environment].kwargs
         kwargs = {key: value for key, value in kwargs.items() if own.get(key, ...) != value}
-    if name.startswith("mujoco/") and f"tgcvg/{environment}" in gymnasium.registry:
-        environment = f"tgcvg/{environment}"
+    if name.startswith("mujoco/") and f"tgcvg-minari/{environment}" in gymnasium.registry:
+        environment = f"tgcvg-minari/{environment}"
     kwargs.pop("render_mode", None)
     text = json.dumps(kwargs, sort_keys=True) if kwargs else ""
     return environment, text, spec.get("max_episode_steps")

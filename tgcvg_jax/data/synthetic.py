@@ -18,9 +18,10 @@ import h5py
 import numpy as np
 
 from tgcvg_jax import config as config_lib
+from tgcvg_jax.data import d4rl
 from tgcvg_jax.data.dataset import Flat, from_columns
 from tgcvg_jax.files import atomic_path
-from tgcvg_jax.types import Transition, UserError, one_line
+from tgcvg_jax.types import SYNTHETIC, Dataset, Task, Transition, UserError, one_line
 
 Rows = dict[str, np.ndarray]
 COLUMNS = (
@@ -204,6 +205,18 @@ def environment_of(path: str | Path) -> str | None:
             return f.attrs.get("environment")
     except OSError:
         return None  # the reader of the data will say what is wrong
+
+
+def read(path: str | Path, task: Task) -> Dataset:
+    """All transitions of a synthetic file. Their steps need not be the simulator's.
+
+    Raises:
+      UserError: it was made for another environment, or cannot be read.
+    """
+    made_in = environment_of(path)
+    if made_in not in (None, task.environment):
+        raise UserError(f"{path}: was made for {made_in}, but {task.name} is in {task.environment}")
+    return d4rl.read(path, task, source=SYNTHETIC)
 
 
 def read_sample(path: str | Path, max_rows: int) -> tuple[Transition, np.ndarray, int]:

@@ -2,10 +2,11 @@
 
 Importing this package registers, as Gymnasium packages do:
 
-    tgcvg/{Hopper,HalfCheetah,Walker2d}-v2   D4RL's physics (`physics.py`)
-    tgcvg/{Hopper,HalfCheetah,Walker2d}-v5   Gymnasium's -v5, contact margins as before MuJoCo 3.5
+    tgcvg/{Hopper,HalfCheetah,Walker2d}-v2         D4RL's physics (`physics.py`)
     tgcvg/Maze2D-{umaze,medium,large}[-dense]-v1   D4RL's point mazes (`maze2d.py`)
     tgcvg/AntMaze-{umaze,medium,large}-v2          D4RL's ant mazes (`antmaze.py`)
+    tgcvg-minari/{Hopper,HalfCheetah,Walker2d}-v5  Gymnasium's -v5 with the contact margins of the
+                                                   MuJoCo that Minari's sets were made with
 """
 
 from __future__ import annotations
@@ -27,22 +28,24 @@ ROBOTICS = ("PointMaze_", "AntMaze_", "Adroit", "FrankaKitchen")  # ids of gymna
 
 def _register() -> None:
     def register(name: str, entry_point: str, max_episode_steps: int, **kwargs: Any) -> None:
-        if f"tgcvg/{name}" not in gymnasium.registry:
+        if name not in gymnasium.registry:
             gymnasium.register(
-                f"tgcvg/{name}",
+                name,
                 f"tgcvg_jax.envs.{entry_point}",
                 max_episode_steps=max_episode_steps,
                 kwargs=kwargs,
             )
 
     for robot in ("Hopper", "HalfCheetah", "Walker2d"):
-        for version in ("v2", "v5"):
-            register(f"{robot}-{version}", f"physics:{robot}{version.upper()}", 1000)
+        register(f"tgcvg/{robot}-v2", f"physics:{robot}V2", 1000)
+        # A namespace of its own, or Gymnasium would offer it as the newer version of the above.
+        register(f"tgcvg-minari/{robot}-v5", f"physics:{robot}V5", 1000)
     for maze, horizon in (("umaze", 300), ("medium", 600), ("large", 800)):
         for suffix, dense in (("", False), ("-dense", True)):
-            register(f"Maze2D-{maze}{suffix}-v1", "maze2d:Maze2D", horizon, maze=maze, dense=dense)
+            name = f"tgcvg/Maze2D-{maze}{suffix}-v1"
+            register(name, "maze2d:Maze2D", horizon, maze=maze, dense=dense)
     for maze, horizon in (("umaze", 700), ("medium", 1000), ("large", 1000)):
-        register(f"AntMaze-{maze}-v2", "antmaze:AntMaze", horizon, maze=maze)
+        register(f"tgcvg/AntMaze-{maze}-v2", "antmaze:AntMaze", horizon, maze=maze)
 
 
 _register()
@@ -59,7 +62,8 @@ def mujoco_warnings(handle: Callable[[str], None]) -> Iterator[None]:
         mujoco.set_mju_user_warning(previous)
 
 
-def _forward_unless_deprecation(message: str) -> None:
+def forward_unless_deprecation(message: str) -> None:
+    """A handler for `mujoco_warnings` that passes on what the user can act on."""
     if "deprecated" not in message:
         warnings.warn(f"MuJoCo: {message}", stacklevel=2)
 
@@ -89,7 +93,7 @@ def make(task: Task) -> gymnasium.Env:
     try:
         # Every make would say that -v4 is out of date (D4RL's names mean -v4), and every
         # compilation of HalfCheetah that Gymnasium's own XML uses an old attribute.
-        with mujoco_warnings(_forward_unless_deprecation), warnings.catch_warnings():
+        with mujoco_warnings(forward_unless_deprecation), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*(out of date|deprecated)")
             env = gymnasium.make(
                 task.environment,

@@ -145,7 +145,7 @@ class Maze2D(gymnasium.Env):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One hundredth of a second. Actions and velocities are clipped before it."""
         data = self.data
-        data.ctrl[:] = np.clip(action, -1.0, 1.0)
+        data.ctrl[:] = action  # the model's range clips it
         data.qvel[:] = np.clip(data.qvel, -MAX_VELOCITY, MAX_VELOCITY)
         mujoco.mj_step(self.model, data)
         observation = self._observation()

@@ -18,7 +18,7 @@ import numpy as np
 from tgcvg_jax.envs import make, mujoco_warnings
 from tgcvg_jax.types import Task, Transition, UserError
 
-# How the ids of environments with an oracle begin, after our own `tgcvg/`, and the largest
+# How the ids of environments with an oracle begin, after the namespace, and the largest
 # |velocity| that their observations can show: Gymnasium clips there, and the rest is lost.
 VELOCITY_LIMIT = {
     "Hopper-v": 10.0,
@@ -27,8 +27,6 @@ VELOCITY_LIMIT = {
     "Maze2D-": np.inf,
     "AntMaze-": np.inf,
 }
-NAMESPACE = "tgcvg/"
-
 # Data that follows its simulator may be off by more than OFF in a few transitions; in recordings
 # of Gymnasium's v2 and v4 robots 0.4 % are at worst (HalfCheetah), and 14 % at best where capsules,
 # contacts or friction are those of another version.
@@ -45,7 +43,7 @@ _DIVERGED = (
 
 def require(task: Task) -> float:
     """The velocity limit of the task's environment; a UserError if it has no oracle."""
-    name = task.environment.removeprefix(NAMESPACE)
+    name = task.environment.split("/")[-1]
     for prefix, limit in VELOCITY_LIMIT.items():
         if name.startswith(prefix):
             return limit
@@ -207,7 +205,7 @@ def _one_step(
                 valid[i] = False
             else:
                 next_observations[i], rewards[i] = next_observation, reward
-    if task.environment.startswith(f"{NAMESPACE}AntMaze-"):
+    if task.environment.startswith("tgcvg/AntMaze-"):
         rewards[:] = np.nan
     return next_observations, rewards, valid
 
@@ -240,10 +238,10 @@ def _share_off(error: np.ndarray) -> float:
 
 def _versions(task: Task) -> list[Task]:
     """The task in the other versions of its robot, as they are; none for mazes."""
-    robot, version = task.environment.removeprefix(NAMESPACE).split("-", 1)
+    robot, version = task.environment.split("/")[-1].split("-", 1)
     if not version.startswith("v") or task.environment_kwargs:
         return []
-    names = (f"{robot}-v4", f"{NAMESPACE}{robot}-v2", f"{robot}-v5", f"{NAMESPACE}{robot}-v5")
+    names = (f"{robot}-v4", f"tgcvg/{robot}-v2", f"{robot}-v5", f"tgcvg-minari/{robot}-v5")
     return [dataclasses.replace(task, environment=n) for n in names if n != task.environment]
 
 

@@ -29,7 +29,7 @@ from gymnasium.envs.mujoco import (
     walker2d_v5,
 )
 
-from tgcvg_jax.envs import _forward_unless_deprecation, mujoco_warnings
+from tgcvg_jax.envs import forward_unless_deprecation, mujoco_warnings
 from tgcvg_jax.types import UserError
 
 CAPSULE, CYLINDER = mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_CYLINDER
@@ -127,7 +127,7 @@ class _Corrected:
     correct = staticmethod(d4rl_physics)
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        with mujoco_warnings(_forward_unless_deprecation):  # HalfCheetah's XML has an old attribute
+        with mujoco_warnings(forward_unless_deprecation):  # HalfCheetah's XML has an old attribute
             model, _ = super()._initialize_simulation()
         model = self.correct(model)
         return model, mujoco.MjData(model)
