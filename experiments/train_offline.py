@@ -25,16 +25,19 @@ from absl import flags
 from experiments import _main, _stages
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, plotting, reporting, training
-from tgcvg_jax.checkpoint import Checkpointer
+from tgcvg_jax.checkpoint import EXTENDABLE, Checkpointer
 from tgcvg_jax.data import synthetic
 from tgcvg_jax.evaluation import rollout
-from tgcvg_jax.learners import LEARNERS
+from tgcvg_jax.learners import HYPERPARAMETERS, LEARNERS
 from tgcvg_jax.ops import scores
 from tgcvg_jax.synthesizers import SYNTHESIZERS
 from tgcvg_jax.types import Dataset, Task, UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("learner", "td3_bc", sorted(LEARNERS), "What to train.")
+flags.DEFINE_enum("hyperparameters", "tgcvg", HYPERPARAMETERS, "Whose settings: tgcvg's "
+                  "released copies of an older CORL, corl's own with its per-task overrides, or "
+                  "gta's.")  # fmt: skip
 flags.DEFINE_enum("synthesizer", "none", ["none", *sorted(SYNTHESIZERS)],
                   "Whose synthetic data to add; none: the original data alone.")  # fmt: skip
 flags.DEFINE_string("synthetic", None, "The synthetic file. Without it: <workdir>/<env>/"
@@ -61,7 +64,8 @@ def main() -> None:
         raise UserError("--synthetic needs --synthesizer, which names where the data comes from")
     task, dataset = _stages.load()
     module = LEARNERS[FLAGS.learner]
-    config = config_lib.replace_nested(module.Config(), module.PRESETS[FLAGS.preset])
+    config = module.for_task(task, FLAGS.hyperparameters)
+    config = config_lib.replace_nested(config, module.PRESETS[FLAGS.preset])
     config = config_lib.override(Settings(config), FLAGS.set).learner
     if FLAGS.num_steps is not None:
         config = dataclasses.replace(config, num_steps=FLAGS.num_steps)
@@ -72,7 +76,9 @@ def main() -> None:
     seeds = list(range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds))
     directory = _main.task_dir(task, FLAGS.synthesizer, FLAGS.learner)
     checkpointer = Checkpointer(
-        directory, _stages.metadata(FLAGS.learner, task, config, dataset, seeds)
+        directory,
+        _stages.metadata(FLAGS.learner, task, config, dataset, seeds),
+        extendable=getattr(module, "EXTENDABLE", EXTENDABLE),
     )
     episodes = FLAGS.episodes or task.eval_episodes
     last: dict[int, rollout.Evaluation] = {}

@@ -1,16 +1,14 @@
 """What every synthesizer, model and learner module promises to the apps."""
 
-import dataclasses
-
 import pytest
 
 from tgcvg_jax import config as config_lib
-from tgcvg_jax.learners import LEARNERS
+from tgcvg_jax import tasks
+from tgcvg_jax.learners import HYPERPARAMETERS, LEARNERS
 from tgcvg_jax.models import MODELS
 from tgcvg_jax.synthesizers import SYNTHESIZERS
-from tgcvg_jax.tasks import TASKS
 
-TASK = TASKS["hopper-medium-v2"]
+TASK = tasks.TASKS["hopper-medium-v2"]
 PRESETS = ("paper", "quick")
 
 
@@ -32,11 +30,15 @@ def test_synthesizers(name, preset):
         assert getattr(getattr(config, model), length) > 0
 
 
+@pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", LEARNERS)
-def test_learners(name, preset):
+def test_learners(name, preset, hyperparameters):
     module = LEARNERS[name]
-    config = dataclasses.replace(module.Config(), **module.PRESETS[preset])
-    config_lib.check(config)
-    assert config.num_steps > 0
-    assert module.make(TASK, config).policy is not None
+    for task in tasks.TASKS.values():
+        config = module.for_task(task, hyperparameters)
+        config = config_lib.replace_nested(config, module.PRESETS[preset])
+        config_lib.check(config)
+        assert config_lib.from_dict(module.Config, config_lib.to_dict(config)) == config
+        assert config.num_steps > 0
+        assert module.make(task, config).policy is not None

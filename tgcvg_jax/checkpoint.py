@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,26 @@ class Checkpointer:
     Args:
       directory: created at the first save.
       metadata: JSON-ready dict that says what the state is: kind, task, config, seeds. A folder
-        whose checkpoints have other metadata is refused, but for the fields in EXTENDABLE.
+        whose checkpoints have other metadata is refused, but for the `extendable` fields.
+
+      extendable: fields of the config that may differ.
 
     Raises:
       UserError: the folder holds another configuration's checkpoints, or unreadable ones.
     """
 
-    def __init__(self, directory: str | Path, metadata: Mapping[str, Any]):
+    def __init__(
+        self,
+        directory: str | Path,
+        metadata: Mapping[str, Any],
+        extendable: Sequence[str] = EXTENDABLE,
+    ):
         self.directory = Path(directory).absolute()
         self.metadata = dict(metadata)
         self._manager: ocp.CheckpointManager | None = None
         if (found := read_metadata(self.directory, missing_ok=True)) is not None:
-            changed = config_lib.difference(_fixed(found), _fixed(self.metadata))
+            fixed = (_fixed(x, extendable) for x in (found, self.metadata))
+            changed = config_lib.difference(*fixed)
             if changed:
                 raise UserError(
                     f"{self.directory} holds a run with another configuration "
@@ -134,11 +142,11 @@ def _latest(directory: Path) -> int | None:
     return max(steps, default=None)
 
 
-def _fixed(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _fixed(metadata: Mapping[str, Any], extendable: Sequence[str]) -> dict[str, Any]:
     """What must not change. A task counts by its physics: its data is known by a checksum."""
     fixed = dict(metadata)
     for name, keep in (
-        ("config", lambda field: field not in EXTENDABLE),
+        ("config", lambda field: field not in extendable),
         ("task", lambda field: field in ("name", "environment", "observation_dim", "action_dim")),
     ):
         if isinstance(values := fixed.get(name), Mapping):

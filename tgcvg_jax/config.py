@@ -11,7 +11,7 @@ from typing import Any
 
 from tgcvg_jax.types import UserError
 
-UNIT_INTERVAL = ("dropout", "holdout_fraction", "discount", "tau")
+UNIT_INTERVAL = ("dropout", "holdout_fraction", "discount", "tau", "original_share")
 SIGNED = ("reward_shift", "min_log_std")
 
 

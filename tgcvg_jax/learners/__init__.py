@@ -1,10 +1,18 @@
 """What a user trains on the data. A new learner is one module here and one line below.
 
-Each module has `Config` with a field `num_steps` (read by the apps; `training.fit` takes it as an
-argument), `PRESETS` ({"paper": ..., "quick": ...}, changes to Config) and
-`make(task, config) -> Learner` with a policy.
+Each module has
+
+    Config      frozen dataclass with a field `num_steps`, which the apps pass to `training.fit`
+    PRESETS     {"paper": ..., "quick": ...}, changes to Config: the scale of a run
+    for_task(task, hyperparameters) -> Config, for each of HYPERPARAMETERS
+    make(task, config) -> Learner with a policy
+    EXTENDABLE  optional: fields that may change when a run goes on, in place of `num_steps`; () for
+                a learner whose schedule depends on the number of steps
 """
 
 from tgcvg_jax.learners import td3_bc
 
+# Whose settings: CORL's current defaults and per-task overrides; TGCVG's released copies of an
+# older CORL, without overrides; GTA's command lines.
+HYPERPARAMETERS = ("tgcvg", "corl", "gta")
 LEARNERS = {"td3_bc": td3_bc}

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tgcvg_jax.data import windows
-from tgcvg_jax.data.normalize import Normalizer, fit_normalizer
+from tgcvg_jax.data.normalize import Normalizer
+from tgcvg_jax.data.replay import Buffer, Replay, draw, make_buffer
 from tgcvg_jax.networks.mlp import MLP, EnsembleQ
 from tgcvg_jax.types import Array, Dataset, Learner, Policy, PRNGKey, PyTree, Task, Transition
 
@@ -19,6 +19,7 @@ from tgcvg_jax.types import Array, Dataset, Learner, Policy, PRNGKey, PyTree, Ta
 class Config:
     """TD3+BC. Defaults: the paper's and CORL's, which TGCVG uses unchanged."""
 
+    replay: Replay = Replay()
     num_steps: int = 1_000_000  # gradient steps of the critics
     batch_size: int = 256
     hidden_dims: tuple[int, ...] = (256, 256)
@@ -32,6 +33,12 @@ class Config:
 
 
 PRESETS = {"paper": {}, "quick": {"num_steps": 10_000}}
+
+
+def for_task(task: Task, hyperparameters: str = "tgcvg") -> Config:
+    """CORL's and TGCVG's are the defaults; GTA's batches are larger (its command lines)."""
+    del task  # the same for all
+    return Config(batch_size=1024) if hyperparameters == "gta" else Config()
 
 
 @flax.struct.dataclass
@@ -59,14 +66,6 @@ class State:
     normalizer: Normalizer
     key: PRNGKey
     step: Array
-
-
-@flax.struct.dataclass
-class Data:
-    """Packed rows with normalised observations."""
-
-    rows: Array  # [M, 2 S + A + 2]
-    normalizer: Normalizer
 
 
 def make_networks(task: Task, config: Config) -> tuple[MLP, EnsembleQ]:
@@ -154,18 +153,10 @@ def make(task: Task, config: Config) -> Learner:
     """
     actor, critic = make_networks(task, config)
 
-    def prepare(dataset: Dataset) -> Data:
-        transition = dataset.transition
-        normalizer = fit_normalizer(transition.observation, eps=1e-3)
-        rows = windows.pack(
-            transition._replace(
-                observation=normalizer(transition.observation),
-                next_observation=normalizer(transition.next_observation),
-            )
-        )
-        return Data(rows, normalizer)
+    def prepare(dataset: Dataset) -> Buffer:
+        return make_buffer(dataset, config.replay)
 
-    def init(key: PRNGKey, data: Data) -> State:
+    def init(key: PRNGKey, data: Buffer) -> State:
         key, actor_key, critic_key = jax.random.split(key, 3)
         observation = jnp.zeros((1, task.observation_dim))
         actor_params = actor.init(actor_key, observation)
@@ -182,10 +173,9 @@ def make(task: Task, config: Config) -> Learner:
             step=jnp.zeros((), jnp.int32),
         )
 
-    def sample(key: PRNGKey, data: Data) -> Transition:
+    def sample(key: PRNGKey, data: Buffer) -> Transition:
         shape = (config.policy_freq, config.batch_size)
-        index = jax.random.randint(key, shape, 0, data.rows.shape[0])
-        return windows.unpack(data.rows[index], task.observation_dim, task.action_dim)
+        return draw(key, data, config.replay, task, shape)[0]
 
     def update(state: State, batch: Transition) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)

@@ -1,0 +1,142 @@
+"""What learners of single transitions draw from: one array of packed rows on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tgcvg_jax.data import windows
+from tgcvg_jax.data.dataset import episode_returns
+from tgcvg_jax.data.normalize import Normalizer, fit_normalizer
+from tgcvg_jax.types import ORIGINAL, Array, Dataset, PRNGKey, Task, Transition, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """How original and synthetic data are mixed, and what is done to states and rewards."""
+
+    original_share: float | None = None  # of a batch; None: uniform over the union, as the papers
+    statistics: Literal["union", "original"] = "union"  # whose mean and std normalise the states
+    normalize_states: bool = True
+    state_eps: float = 1e-3  # added to the standard deviation
+    normalize_return: bool = False  # CORL: rewards times T / (best - worst original return), first
+    reward_shift: float = 0.0  # then (r + shift) * scale
+    reward_scale: float = 1.0
+
+
+@flax.struct.dataclass
+class Buffer:
+    """Packed rows, original ones first.
+
+    Attributes:
+      rows: [M, 2 S + A + 2], as `windows.pack` does it, with A more columns for the next action
+        where that was asked for.
+      num_original: int32, how many are original.
+      normalizer: of states.
+    """
+
+    rows: Array
+    num_original: Array
+    normalizer: Normalizer
+
+
+def make_buffer(dataset: Dataset, config: Replay, *, next_actions: bool = False) -> Buffer:
+    """Prepares a dataset for sampling.
+
+    Args:
+      dataset: original data, or original and synthetic.
+      config: mixing and normalisation.
+      next_actions: keep the action of the step that follows, too. Rows without one, which end an
+        episode or segment without being terminal, are left out, as CORL's ReBRAC does.
+
+    Raises:
+      UserError: the mixture needs original or synthetic data that is not there, or normalisation
+        by returns needs two different ones.
+    """
+    source = np.asarray(dataset.source)
+    synthetic, share = int(np.sum(source != ORIGINAL)), config.original_share
+    for name, count, needed in (
+        ("synthetic", synthetic, share is not None and share < 1.0),
+        ("original", dataset.size - synthetic, share is not None and share > 0.0),
+    ):
+        if needed and not count:
+            raise UserError(
+                f"replay.original_share={share:g} needs {name} data, but there is none; choose a "
+                "--synthesizer, or leave it at none"
+            )
+    transition = dataset.transition
+    original = transition.observation
+    if config.statistics == "original" and synthetic:
+        original = original[np.flatnonzero(source == ORIGINAL)]
+    normalizer = Normalizer(jnp.zeros(original.shape[1]), jnp.ones(original.shape[1]))
+    if config.normalize_states:
+        normalizer = fit_normalizer(original, eps=config.state_eps)
+    reward = transition.reward
+    if config.normalize_return:
+        reward = reward * (dataset.task.episode_length / _return_range(dataset, source))
+    rows = windows.pack(
+        transition._replace(
+            observation=normalizer(transition.observation),
+            next_observation=normalizer(transition.next_observation),
+            reward=(reward + config.reward_shift) * config.reward_scale,
+        )
+    )
+    order = None
+    if next_actions:
+        following = jnp.roll(transition.action, -1, axis=0)
+        rows = jnp.concatenate([rows, following], axis=1)
+        # A terminal row's next action meets discount 0.
+        known = (np.asarray(dataset.remaining) > 1) | (np.asarray(transition.discount) == 0.0)
+        order = np.flatnonzero(known)
+    if synthetic and np.any(np.diff(source.astype(np.int8)) < 0):
+        order = np.arange(dataset.size) if order is None else order
+        order = order[np.argsort(source[order], kind="stable")]
+    if order is not None:
+        rows, source = rows[order], source[order]
+    return Buffer(rows, jnp.int32(np.sum(source == ORIGINAL)), normalizer)
+
+
+def draw(
+    key: PRNGKey, buffer: Buffer, config: Replay, task: Task, shape: tuple[int, ...]
+) -> tuple[Transition, Array]:
+    """Transitions with replacement.
+
+    Args:
+      key: PRNG key.
+      buffer: as made by `make_buffer`.
+      config: the same.
+      task: gives the widths.
+      shape: leading axes of the batch; the mixture holds along the last.
+
+    Returns:
+      Transitions [*shape, ...], states normalised; and what follows them in the rows: the next
+      actions [*shape, A], or no columns.
+    """
+    size, batch_size = buffer.rows.shape[0], shape[-1]
+    low, high = jnp.zeros(batch_size, jnp.int32), jnp.full(batch_size, size)
+    if config.original_share is not None:
+        is_original = jnp.arange(batch_size) < round(config.original_share * batch_size)
+        low = jnp.where(is_original, 0, buffer.num_original)
+        high = jnp.where(is_original, buffer.num_original, size)
+    rows = buffer.rows[jax.random.randint(key, shape, low, high)]
+    width = 2 * task.observation_dim + task.action_dim + 2
+    transition = windows.unpack(rows[..., :width], task.observation_dim, task.action_dim)
+    return transition, rows[..., width:]
+
+
+def _return_range(dataset: Dataset, source: np.ndarray) -> float:
+    """Best less worst return of the original episodes; segments of synthetic ones have none."""
+    first = np.append(True, np.asarray(dataset.remaining)[:-1] == 1)
+    returns = episode_returns(dataset)[source[first] == ORIGINAL]
+    span = float(np.ptp(returns)) if len(returns) else 0.0
+    if span <= 0.0:
+        raise UserError(
+            f"{dataset.task.name}: replay.normalize_return needs episodes of different returns; "
+            "set it to false"
+        )
+    return span
