@@ -213,7 +213,7 @@ class Collector:
         if "return" in curves:
             plotting.learning_curve(
                 directory / "learning_curve.png", {"sac": curves["return"]},
-                f"SAC in {self.task.name}", "return of sampled episodes",
+                f"SAC in {self.task.name}", "return of sampled episodes", "environment steps",
             )  # fmt: skip
 
 

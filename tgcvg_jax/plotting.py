@@ -99,8 +99,9 @@ def learning_curve(
     curves: Mapping[str, Curve],
     title: str,
     ylabel: str,
+    xlabel: str = "gradient steps",
 ) -> None:
-    """Draws scores against gradient steps, one line for each method.
+    """Draws scores against steps, one line for each method.
 
     Args:
       path: the PNG. Written whole or not at all.
@@ -108,13 +109,14 @@ def learning_curve(
         is their mean and the band one standard deviation to either side.
       title: of the figure.
       ylabel: what the values are, with the unit.
+      xlabel: what the steps are.
     """
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
     axis = figure.subplots()
     for i, (name, curve) in enumerate(curves.items()):
         _curve(axis, curve, CURVE_COLORS[i % len(CURVE_COLORS)], name, linewidth=1.8)
     _tidy(axis)
-    axis.set(title=title, xlabel="gradient steps", ylabel=ylabel)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axis.tick_params(labelsize=9)
     if len(curves) > 1:
         axis.legend(frameon=False, fontsize=9)
