@@ -13,15 +13,14 @@ trained with SAC first: `medium` rolls out its policy when that first reached --
 
 Writes whole episodes, at least --num_transitions, as a Minari dataset into the local Minari store;
 --env=<its id> then names it in all other apps. Run it again to resume. Working files are in
-<workdir>/collect/<env>/.
+<workdir>/<env>/collect/.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import json
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,24 +28,22 @@ from absl import flags
 
 from experiments import _main
 from tgcvg_jax import config as config_lib
-from tgcvg_jax import data, plotting, reporting, tasks
-from tgcvg_jax.collection import behaviours, online
-from tgcvg_jax.collection.parts import Parts
+from tgcvg_jax import data, reporting, tasks
+from tgcvg_jax.collection import recipes
 from tgcvg_jax.collection.policies import read_policy
-from tgcvg_jax.data import export
+from tgcvg_jax.data import export, minari
+from tgcvg_jax.files import atomic_path
 from tgcvg_jax.learners import sac
 from tgcvg_jax.ops import scores
 from tgcvg_jax.types import Dataset, Task, UserError
 
 FLAGS = flags.FLAGS
-LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert")
-ANT_LEVELS = ("play", "diverse")
-flags.DEFINE_enum("level", None, [*LEVELS, *ANT_LEVELS], "What acts, see above. Robots without "
-                  "--policy: medium; antmaze: play.")  # fmt: skip
+LEVELS = [*recipes.SAC_LEVELS, *(x for names in recipes.MAZE_LEVELS.values() for x in names)]
+flags.DEFINE_enum("level", None, LEVELS, "What acts, see above. Without it: medium; antmaze: play.")
 flags.DEFINE_string("policy", None, "An npz file of a Gaussian MLP policy to roll out (format: "
                     "BUILD.md), in place of SAC's.")  # fmt: skip
-flags.DEFINE_integer("num_transitions", 1_000_000, "At least so many, in whole episodes.",
-                     lower_bound=1)  # fmt: skip
+flags.DEFINE_integer("num_transitions", 1_000_000, "At least so many, in whole episodes; of "
+                     "medium-replay at most as many as SAC saw.", lower_bound=1)  # fmt: skip
 flags.DEFINE_string("id", None, "Minari id of the dataset. Without it: tgcvg/<env>/<level>-v0, or "
                     "generated-v0 for mazes.")  # fmt: skip
 flags.DEFINE_string("out", None, "Minari store to write to. Without it: $MINARI_DATASETS_PATH or "
@@ -70,20 +67,27 @@ def main() -> None:
     task = environment(FLAGS.env)
     level = check_level(task)
     dataset_id = FLAGS.id or default_id(task, level)
-    export.require_new(dataset_id, FLAGS.out)  # before hours of collecting
-    directory = Path(FLAGS.workdir).expanduser() / "collect" / task.name.replace("/", "_")
-    collector = Collector(task, directory, level)
-    _main.require_writable(directory)
+    collector = make_collector(task, level)
+    identity = {"level": level, "seed": FLAGS.seed, "num_transitions": FLAGS.num_transitions,
+                "environment": task.environment, **collector.identity()}  # fmt: skip
+    # Before hours of collecting: is it here already, and can it be written at all?
+    if already_written(collector.directory, dataset_id, identity):
+        print(f"collected already: use it with --env={dataset_id}")
+        return
+    export.require_new(dataset_id, FLAGS.out)
+    _main.require_writable(collector.directory)
     start = time.perf_counter()
     dataset = collector.collect(level, FLAGS.num_transitions)
     seconds = time.perf_counter() - start
     print(f"collected: {dataset.size:,} transitions in {reporting.duration(seconds)}")
     describe(dataset)
+    acting = {"maze2d": "waypoint controller"}.get(task.domain, "SAC")
     path = export.to_minari(
         dataset, dataset_id, out=FLAGS.out, console=reporting.Console(),
         description=f"{task.name}, {level}: collected by tgcvg_jax, seed {FLAGS.seed}",
-        algorithm=collector.algorithm,
+        algorithm=f"policy file {Path(FLAGS.policy).name}" if FLAGS.policy else acting,
     )  # fmt: skip
+    remember(collector.directory, dataset_id, identity)
     print(f"written to {path}\nuse it with --env={dataset_id}")
 
 
@@ -94,30 +98,28 @@ def environment(name: str) -> Task:
       UserError: a dataset's name, or none at all.
     """
     if name in tasks.TASKS:
-        domain = tasks.TASKS[name].domain
+        known = tasks.TASKS[name]
         raise UserError(
             f"--env={name} names a dataset; what is collected here never carries such a name; give "
-            f"an environment such as --env={domain} or {tasks.TASKS[name].environment}"
+            f"an environment such as --env={known.domain} or {known.environment}"
         )
     return data.resolve(name)
 
 
 def check_level(task: Task) -> str:
-    """The level, after a look at what goes with what."""
-    mazes = {"maze2d": (), "antmaze": ANT_LEVELS}
-    allowed = mazes.get(task.domain, () if FLAGS.policy else LEVELS)
-    if FLAGS.level is not None and FLAGS.level not in allowed:
-        known = f"it takes --level={'|'.join(allowed)}" if allowed else "leave it out"
-        raise UserError(f"--level={FLAGS.level} is not for this ({task.name}); {known}")
+    """The level, once --level, --policy and --env are known to fit each other."""
+    allowed = recipes.levels(task)
+    own_policy = bool(FLAGS.policy) and task.domain not in recipes.MAZE_LEVELS
+    if FLAGS.level is not None and (own_policy or FLAGS.level not in allowed):
+        takes = "leave it out" if own_policy else f"it takes --level={'|'.join(allowed)}"
+        raise UserError(f"--level={FLAGS.level} is not for this ({task.name}); {takes}")
     if task.domain == "antmaze" and not FLAGS.policy:
         raise UserError(f"--env={task.name} needs --policy, a policy that walks in a direction")
     if task.domain == "maze2d" and FLAGS.policy:
         raise UserError(f"--env={task.name} has a waypoint controller; leave --policy out")
-    if task.domain == "maze2d":
-        return "waypoint"
-    if task.domain == "antmaze":
-        return FLAGS.level or "play"
-    return FLAGS.level or (Path(FLAGS.policy).stem if FLAGS.policy else "medium")
+    if own_policy:
+        return f"policy-{Path(FLAGS.policy).stem}"
+    return FLAGS.level or allowed[0]
 
 
 def default_id(task: Task, level: str) -> str:
@@ -128,109 +130,45 @@ def default_id(task: Task, level: str) -> str:
     return f"tgcvg/{name}/{'generated' if task.domain in tasks.MAZES else level}-v0"
 
 
-class Collector:
-    """What acts in a task, by level.
-
-    Raises:
-      UserError: before anything is written, if the flags are not right for it.
-    """
-
-    def __init__(self, task: Task, directory: Path, level: str):
-        self.task, self.directory = task, directory
-        self.algorithm = "waypoint controller"
-        if FLAGS.policy:
-            self._policy = read_policy(FLAGS.policy, task)
-            self.algorithm = f"policy file {Path(FLAGS.policy).name}"
-        elif task.domain != "maze2d":
-            self.algorithm = "SAC" if level != "random" else "SAC, untrained"
-            config = config_lib.override(Settings(sac.Config()), FLAGS.set).sac
-            self._config = dataclasses.replace(config, num_steps=FLAGS.train_steps)
-            # The medium return is part of the run that all levels share, so all ask for it.
-            self._run = online.OnlineRun(
-                task, self._config, directory / "sac", FLAGS.seed, medium_return(task)
-            )
-
-    def collect(self, level: str, num_transitions: int) -> Dataset:
-        """Whole episodes, at least `num_transitions` (medium-replay: as many as there are)."""
-        if self.task.domain == "maze2d":
-            return self._roll_out(level, behaviours.waypoint_behaviour, {}, num_transitions)
-        if FLAGS.policy:
-            return self._from_file(level, num_transitions)
-        if level == "random":
-            policy = self._run.initial_policy()
-            behaviour = behaviours.policy_behaviour(policy)
-            return self._roll_out(level, behaviour, self._identity(0), num_transitions)
-        if level == "medium-expert":
-            half = -(-num_transitions // 2)
-            return data.concatenate([self.collect(x, half) for x in ("medium", "expert")])
-        self._run.train(until_medium=level != "expert", console=reporting.Console())
-        self._draw()
-        step, file = self._run.step, self.directory / "sac" / "last.npz"
-        if level != "expert":
-            milestone = self._run.milestone()
-            if milestone is None:
-                raise UserError(
-                    f"SAC did not reach a return of {medium_return(self.task):.1f} in "
-                    f"{step:,} steps; raise --train_steps or lower --medium_score"
-                )
-            step, file = milestone.step, milestone.policy
-            print(f"medium: return {milestone.mean_return:.1f} after {step:,} steps of SAC")
-        if level == "medium-replay":
-            return head(self._run.replay.read(self.task, step), num_transitions)
-        behaviour = behaviours.policy_behaviour(read_policy(file, self.task))
-        return self._roll_out(level, behaviour, self._identity(step), num_transitions)
-
-    def _identity(self, step: int) -> dict[str, object]:
-        return {"sac": config_lib.to_dict(dataclasses.replace(self._config, num_steps=step))}
-
-    def _from_file(self, level: str, num_transitions: int) -> Dataset:
-        policy = self._policy
-        checksum = functools.reduce(
-            lambda check, name: zlib.crc32(policy.arrays[name].tobytes(), check),
-            sorted(policy.arrays), 0,
-        )  # fmt: skip
-        behaviour = behaviours.policy_behaviour(policy)
-        if self.task.domain == "antmaze":
-            diverse = level == "diverse"
-            behaviour = behaviours.antmaze_behaviour(policy, diverse=diverse, seed=FLAGS.seed)
-        return self._roll_out(level, behaviour, {"policy": checksum}, num_transitions)
-
-    def _roll_out(
-        self, level: str, behaviour: behaviours.Behaviour, identity: dict[str, object],
-        num_transitions: int,
-    ) -> Dataset:  # fmt: skip
-        identity = {"environment": self.task.environment, "level": level, "seed": FLAGS.seed,
-                    **identity}  # fmt: skip
-        parts = Parts(self.directory / level, identity)
-        behaviours.collect(
-            self.task, behaviour, parts, num_transitions, FLAGS.seed, reporting.Console()
-        )
-        return head(parts.read(self.task), num_transitions)
-
-    def _draw(self) -> None:
-        directory = self.directory / "sac"
-        curves = reporting.read_curves(directory / "metrics.csv", by_seed=True)
-        if "return" in curves:
-            plotting.learning_curve(
-                directory / "learning_curve.png", {"sac": curves["return"]},
-                f"SAC in {self.task.name}", "return of sampled episodes", "environment steps",
-            )  # fmt: skip
-
-
-def medium_return(task: Task) -> float:
-    """The return that makes a policy medium."""
-    if FLAGS.medium_return is not None:
-        return FLAGS.medium_return
-    if task.min_score is None or task.max_score is None:
+def make_collector(task: Task, level: str) -> recipes.Collector:
+    """The flags as a Collector."""
+    policy = read_policy(FLAGS.policy, task) if FLAGS.policy else None
+    config = config_lib.override(Settings(sac.Config()), FLAGS.set).sac
+    medium = FLAGS.medium_return
+    if medium is None:
+        medium = scores.return_of_score(FLAGS.medium_score, task)
+    by_sac = policy is None and task.domain not in recipes.MAZE_LEVELS
+    needs_medium = by_sac and level != "random"
+    if needs_medium and medium is None:
         raise UserError(f"{task.name} has no reference scores; give --medium_return")
-    return task.min_score + FLAGS.medium_score / 100 * (task.max_score - task.min_score)
+    return recipes.Collector(
+        task=task,
+        directory=_main.task_dir(task, "collect"),
+        seed=FLAGS.seed,
+        sac=dataclasses.replace(config, num_steps=FLAGS.train_steps),
+        medium_return=medium,
+        policy=policy,
+        console=reporting.Console(),
+    )
 
 
-def head(dataset: Dataset, num_transitions: int) -> Dataset:
-    """The first whole episodes that hold at least `num_transitions`."""
-    ends = np.flatnonzero(np.asarray(dataset.remaining) == 1) + 1
-    enough = ends[np.searchsorted(ends, min(num_transitions, dataset.size))]
-    return data.split(dataset, int(enough))[0] if enough < dataset.size else dataset
+WRITTEN = "written.json"  # dataset id -> what it was made from
+
+
+def already_written(directory: Path, dataset_id: str, identity: dict[str, object]) -> bool:
+    """Whether this very dataset is in the store."""
+    file = directory / WRITTEN
+    if minari.find(dataset_id, FLAGS.out) is None or not file.exists():
+        return False
+    return json.loads(file.read_text()).get(dataset_id) == json.loads(json.dumps(identity))
+
+
+def remember(directory: Path, dataset_id: str, identity: dict[str, object]) -> None:
+    """Notes what a dataset was made from."""
+    file = directory / WRITTEN
+    known = json.loads(file.read_text()) if file.exists() else {}
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(known | {dataset_id: identity}, indent=2))
 
 
 def describe(dataset: Dataset) -> None:

@@ -268,8 +268,6 @@ def _check_export() -> None:
         return
     if not FLAGS.id:
         raise UserError("--to=minari needs --id=namespace/name-v0")
-    if "/" not in FLAGS.id:
-        raise UserError(f"--id={FLAGS.id}: needs a namespace, as in mine/{FLAGS.id}")
     export.require_new(FLAGS.id, FLAGS.out)
 
 
@@ -282,8 +280,6 @@ def _load() -> tuple[Task, Dataset, Path]:
         places = (data.locate(source, FLAGS.data_dir) for source in task.sources)
         return task, dataset, next(place for place in places if place is not None)
     path = Path(FLAGS.dataset).expanduser()
-    if path.is_file() and synthetic.environment_of(path) is not None:
-        return task, synthetic.read(path, task), path
     dataset = data.load(task, **where, after_goal=FLAGS.after_goal)
     return task, dataset, path if path.exists() else minari.require(FLAGS.dataset, FLAGS.data_dir)
 

@@ -11,8 +11,11 @@ from typing import Any
 
 from tgcvg_jax.types import UserError
 
-UNIT_INTERVAL = ("dropout", "holdout_fraction", "discount", "tau", "original_share")
-SIGNED = ("reward_shift", "min_log_std")
+UNIT_INTERVAL = (
+    "dropout", "holdout_fraction", "discount", "tau", "original_share", "data_weight", "expectile",
+    "top_fraction",
+)  # fmt: skip
+SIGNED = ("reward_shift", "min_log_std", "clip_diff_min", "clip_diff_max")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -195,7 +195,8 @@ def _minari_tasks() -> Iterator[Task]:
     for domain, r in LOCOMOTION.items():
         for level in ("simple", "medium", "expert"):
             sizes = (r.observation_dim, r.action_dim, 1000)
-            yield task(f"mujoco/{domain}/{level}-v0", f"tgcvg-minari/{r.name}-v5", sizes)
+            namespace = "tgcvg-minari/" if domain == "hopper" else ""  # see envs/__init__.py
+            yield task(f"mujoco/{domain}/{level}-v0", f"{namespace}{r.name}-v5", sizes)
     mazes = {"open": ("Open", 300), "umaze": ("UMaze", 300), "medium": ("Medium", 600),
              "large": ("Large", 800)}  # fmt: skip
     for maze, (name, horizon) in mazes.items():
@@ -231,4 +232,5 @@ def tgcvg_settings(task: Task) -> TGCVGSettings:
     if family in TGCVG_SETTINGS:
         return TGCVG_SETTINGS[family]
     # Mazes have short windows whatever the level: models err at walls.
-    return TGCVG_SETTINGS["maze2d-umaze"] if task.domain in MAZES else TGCVGSettings()
+    like = {"antmaze": "antmaze-umaze-diverse"}.get(task.domain, "maze2d-umaze")
+    return TGCVG_SETTINGS[like] if task.domain in MAZES else TGCVGSettings()

@@ -52,7 +52,7 @@ def test_it_trains_and_keeps_everything(whole):
     assert np.all(np.asarray(dataset.timestep) < 60)
     terminal = np.asarray(dataset.transition.discount) == 0
     assert not np.any(terminal & ~ends) and terminal.any()
-    before = done.initial_policy()
+    before = online.initial_policy(TASK, CONFIG, 0)
     after = read_policy(whole / "last.npz", TASK)
     assert not np.allclose(before.arrays["W0"], after.arrays["W0"])
     assert done.milestone() is None
@@ -120,7 +120,7 @@ def test_the_file_policy_is_the_learners(whole):
     done = run(whole)
     trainer = online._Trainer(done._learner, TASK, CONFIG, 0)
     trainer.restore(done._checkpointer, done.replay.read(TASK))
-    policy = online.to_file_policy(trainer.state, CONFIG)
+    policy = online.to_mlp_policy(trainer.state, CONFIG)
     observation = np.random.default_rng(0).normal(size=(5, 11)).astype(np.float32)
     state = jax.tree.map(lambda x: x[0], trainer.state)
     expected, _ = done._learner.policy.act(state, (), observation, None, None, True)

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from tgcvg_jax.collection.policies import FilePolicy, read_policy, write_policy
+from tgcvg_jax.collection.policies import MLPPolicy, read_policy, write_policy
 from tgcvg_jax.tasks import ENVIRONMENTS
 from tgcvg_jax.types import UserError
 
@@ -26,23 +26,23 @@ def test_the_mean_by_hand():
     h = np.clip((x - 0.5) / 2.0, -0.2, 0.2)
     h = np.tanh(a["W1"] @ np.tanh(a["W0"] @ h + a["b0"]) + a["b1"])
     expected = np.clip(a["W2"] @ h + a["b2"], -1, 1)
-    policy = FilePolicy(a, hidden_act="tanh", squash="clip[-1,1]")
+    policy = MLPPolicy(a, hidden_act="tanh", squash="clip[-1,1]")
     np.testing.assert_allclose(policy.act(x), expected, rtol=1e-5)
 
 
 def test_samples_have_the_standard_deviation():
     zero = {name: 0.0 * x for name, x in arrays().items()}
-    free = FilePolicy(zero | {"log_std": np.log([0.1, 0.2, 0.3])})
+    free = MLPPolicy(zero | {"log_std": np.log([0.1, 0.2, 0.3])})
     given = {k: v for k, v in zero.items() if k != "log_std"}
     given |= {"log_std_W": np.zeros((3, 5)), "log_std_b": np.log([0.1, 0.2, 0.3])}
-    for policy in (free, FilePolicy(given)):
+    for policy in (free, MLPPolicy(given)):
         rng = np.random.default_rng(0)
         u = np.arctanh([policy.act(np.zeros(11), rng) for _ in range(4000)])
         np.testing.assert_allclose(u.std(axis=0), [0.1, 0.2, 0.3], rtol=0.05)
 
 
 def test_round_trip(tmp_path):
-    policy = FilePolicy({k: v.astype(np.float32) for k, v in arrays().items()}, "tanh")
+    policy = MLPPolicy({k: v.astype(np.float32) for k, v in arrays().items()}, "tanh")
     write_policy(tmp_path / "p.npz", policy, step=3)
     back = read_policy(tmp_path / "p.npz", TASK)
     x = np.linspace(-1, 1, 11)

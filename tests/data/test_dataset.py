@@ -67,6 +67,22 @@ def test_split_never_crosses(make, random_lengths, seed):
             np.testing.assert_array_equal(part.return_to_go, dataset.return_to_go[rows])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_select_keeps_windows_whole(make, random_lengths, seed):
+    """Any rows: a window lies in one episode and has no gap."""
+    dataset = make(random_lengths(seed + 30))
+    keep = np.random.default_rng(seed).random(dataset.size) < 0.7
+    keep[0] = True
+    rows = np.flatnonzero(keep)
+    part = data.select(dataset, keep)
+    episode = np.asarray(dataset.transition.observation)[rows, 0]
+    # Equal numbers: neighbours in an episode of which none in between is missing.
+    check_index(part, 1000 * episode + rows - np.arange(len(rows)))
+    np.testing.assert_array_equal(part.timestep, dataset.timestep[rows])
+    np.testing.assert_array_equal(part.return_to_go, dataset.return_to_go[rows])
+    np.testing.assert_array_equal(part.transition.action, dataset.transition.action[rows])
+
+
 def test_flatten_drops_padding():
     mask = np.array([[1, 1, 0], [0, 0, 0], [1, 1, 1], [1, 0, 0]], bool)
     step = np.arange(12).reshape(4, 3)

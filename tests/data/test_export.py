@@ -253,8 +253,9 @@ def test_environments_that_cannot_be_made_are_not_named(recorded, store):
 def test_stores(recorded, store, tmp_path):
     assert export.to_minari(recorded, ID, out=tmp_path / "given") == tmp_path / "given" / ID
     assert not store.exists()
-    assert export.to_minari(recorded, "short-v1") == store / "short-v1"  # without a namespace
-    check_same(minari.read("short-v1"), recorded)
+    check_error("needs a namespace, as in mine/short-v1", recorded, "short-v1")
+    check_error("namespace mujoco is for its published", recorded, "mujoco/hopper/mine-v0")
+    assert not store.exists()
 
 
 def test_many_batches(recorded, store, monkeypatch):

@@ -106,7 +106,7 @@ def test_only_filled_rows_are_sampled(task, dataset):
 
 
 def test_it_is_a_learner(task, dataset):
-    """`fit` trains it, and one compiled update serves a ring that fills."""
+    """`fit` trains it, and its policy acts."""
     learner = sac.make(task, CONFIG)
     result = training.fit(learner, dataset, num_steps=5, seeds=[0, 1])
     assert result.step == 5

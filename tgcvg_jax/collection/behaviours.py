@@ -10,7 +10,7 @@ import numpy as np
 
 from tgcvg_jax import envs, reporting
 from tgcvg_jax.collection.parts import Episode, EpisodeBuilder, Parts
-from tgcvg_jax.collection.policies import FilePolicy
+from tgcvg_jax.collection.policies import MLPPolicy
 from tgcvg_jax.envs import antmaze, maze2d
 from tgcvg_jax.types import Task
 
@@ -39,7 +39,7 @@ def run_episode(
 Behaviour = Callable[[gymnasium.Env, np.random.Generator], Iterator[Episode]]
 
 
-def policy_behaviour(policy: FilePolicy) -> Behaviour:
+def policy_behaviour(policy: MLPPolicy) -> Behaviour:
     """Whole episodes of a policy, its actions sampled."""
 
     def episodes(env: gymnasium.Env, rng: np.random.Generator) -> Iterator[Episode]:
@@ -76,7 +76,7 @@ def waypoint_behaviour(env: gymnasium.Env, rng: np.random.Generator) -> Iterator
         yield segment.finish(terminated=False)
 
 
-def antmaze_behaviour(policy: FilePolicy, *, diverse: bool, seed: int) -> Behaviour:
+def antmaze_behaviour(policy: MLPPolicy, *, diverse: bool, seed: int) -> Behaviour:
     """A policy that walks in a given direction, sent through the maze as D4RL's collector does.
 
     Each episode walks to a random goal; rewards are for one goal of the evaluation's, the same in
@@ -96,16 +96,15 @@ def antmaze_behaviour(policy: FilePolicy, *, diverse: bool, seed: int) -> Behavi
         rewarded = maze.goal.copy()
         navigator = antmaze.Navigator(maze.grid, rng)
         while True:
-            goal, options = rewarded, None
+            goal, options = rewarded, {"goal": rewarded}
             if diverse:
                 goal = maze.random_goal(rng)
             elif maze.maze != "umaze":
                 goal = maze.collection_goal(rng)
             if diverse or maze.maze != "umaze":
-                options = {"start": maze.collection_start(rng)}
+                options["start"] = maze.collection_start(rng)
 
             def act(observation: np.ndarray, goal: np.ndarray = goal) -> np.ndarray:
-                maze.goal = rewarded  # a reset draws another
                 action = policy.act(navigator(observation, goal), rng)
                 return np.clip(action + ANT_NOISE * rng.standard_normal(action.shape), -1, 1)
 

@@ -24,7 +24,7 @@ from tgcvg_jax import envs, reporting, training
 from tgcvg_jax.checkpoint import Checkpointer
 from tgcvg_jax.collection.behaviours import run_episode
 from tgcvg_jax.collection.parts import Episode, EpisodeBuilder, Parts
-from tgcvg_jax.collection.policies import FilePolicy, write_policy
+from tgcvg_jax.collection.policies import MLPPolicy, write_policy
 from tgcvg_jax.data import windows
 from tgcvg_jax.data.dataset import episode_returns
 from tgcvg_jax.files import atomic_path
@@ -97,11 +97,6 @@ class OnlineRun:
             return None
         return Milestone(found["step"], found["mean_return"], self.directory / "medium.npz")
 
-    def initial_policy(self) -> FilePolicy:
-        """The policy before any training."""
-        state = training.init(self._learner, sac.empty_ring(self.task, 1), [self.seed])
-        return to_file_policy(state, self.config)
-
     def train(self, *, until_medium: bool, console: reporting.Console | None = None) -> None:
         """Trains for `config.num_steps` environment steps, to the end of the last episode.
 
@@ -129,7 +124,7 @@ class OnlineRun:
                     if trainer.step < min(boundary, self.config.num_steps):
                         continue
                     saved = trainer.step
-                    policy = to_file_policy(trainer.state, self.config)
+                    policy = to_mlp_policy(trainer.state, self.config)
                     mean_return = _evaluate(test_env, policy, self.seed, saved)
                     log.write(
                         saved,
@@ -147,7 +142,7 @@ class OnlineRun:
             test_env.close()
 
     def _save(
-        self, trainer: _Trainer, policy: FilePolicy, mean_return: float, episodes: list[Episode]
+        self, trainer: _Trainer, policy: MLPPolicy, mean_return: float, episodes: list[Episode]
     ) -> None:
         """Episodes and policies first: what is newer than the checkpoint is ignored."""
         self.replay.add(episodes)
@@ -159,6 +154,12 @@ class OnlineRun:
             with atomic_path(self.directory / "medium.json") as temporary:
                 temporary.write_text(json.dumps(found))
         self._checkpointer.save(trainer.step, trainer.state)
+
+
+def initial_policy(task: Task, config: sac.Config, seed: int) -> MLPPolicy:
+    """The policy before any training."""
+    state = training.init(sac.make(task, config), sac.empty_ring(task, 1), [seed])
+    return to_mlp_policy(state, config)
 
 
 class _Trainer:
@@ -178,13 +179,13 @@ class _Trainer:
         self._insert = jax.jit(sac.insert, donate_argnums=0)
         self._updates = 0  # whose metrics are in the sums
         self._pending: list[np.ndarray] = []  # rows of the block under way
-        self._policy = to_file_policy(self.state, config)
+        self._policy = to_mlp_policy(self.state, config)
         self.step, self._episode = 0, 0
 
     def restore(self, checkpointer: Checkpointer, dataset: Dataset) -> None:
         """Goes back to a checkpoint; `dataset` is all that was seen until then."""
         self.state = checkpointer.restore(jax.eval_shape(lambda: self.state))
-        self._policy = to_file_policy(self.state, self._config)
+        self._policy = to_mlp_policy(self.state, self._config)
         for row in np.asarray(windows.pack(dataset.transition)):
             self._add(row)
         self._episode = len(episode_returns(dataset))
@@ -239,13 +240,11 @@ class _Trainer:
             self.state, self._sums, self._keys, self._ring, np.int32(block)
         )
         self._updates += block
-        self._policy = to_file_policy(self.state, self._config)
+        self._policy = to_mlp_policy(self.state, self._config)
 
 
-def to_file_policy(state: PyTree, config: sac.Config) -> FilePolicy:
-    """The actor of the first seed, copied to the host. Its lower bound on log_std is left out:
-    at -20 it makes no difference.
-    """
+def to_mlp_policy(state: PyTree, config: sac.Config) -> MLPPolicy:
+    """The actor of the first seed, copied to the host."""
     layers = state.params["actor"]["params"]
     arrays = {}
     for i in range(len(layers)):
@@ -256,10 +255,11 @@ def to_file_policy(state: PyTree, config: sac.Config) -> FilePolicy:
     last = len(config.hidden_dims)
     arrays[f"W{last}"], arrays["log_std_W"] = np.split(arrays[f"W{last}"], 2)
     arrays[f"b{last}"], arrays["log_std_b"] = np.split(arrays[f"b{last}"], 2)
-    return FilePolicy(arrays)
+    bounds = np.array([config.min_log_std, config.max_log_std], np.float32)
+    return MLPPolicy(arrays | {"log_std_bounds": bounds})
 
 
-def _evaluate(env: gymnasium.Env, policy: FilePolicy, seed: int, step: int) -> float:
+def _evaluate(env: gymnasium.Env, policy: MLPPolicy, seed: int, step: int) -> float:
     """Mean return of sampled episodes, which are what a dataset will hold."""
     rng = np.random.default_rng([seed, step, 1])
     act = functools.partial(policy.act, rng=rng)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +75,6 @@ class Parts:
         self.rows: list[int] = []  # of each part
         file = directory / IDENTITY
         if not file.exists():
-            shutil.rmtree(directory, ignore_errors=True)  # parts without identity are nobody's
             return
         try:
             found = json.loads(file.read_text())
@@ -101,6 +99,8 @@ class Parts:
         """Writes the next part."""
         self._directory.mkdir(parents=True, exist_ok=True)
         if not (file := self._directory / IDENTITY).exists():
+            for orphan in self._directory.glob("part_*.hdf5"):  # without identity nobody's
+                orphan.unlink()
             with atomic_path(file) as temporary:
                 temporary.write_text(json.dumps(self._identity))
         mini.write(self._path(len(self.rows)), episodes, {}, compression=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +14,18 @@ import numpy as np
 from tgcvg_jax.files import atomic_path
 from tgcvg_jax.types import Task, UserError, one_line
 
-MAX_LOG_STD = 2.0
+DEFAULT_BOUNDS = (-np.inf, 2.0)  # of log_std
 ACTIVATIONS = {"relu": lambda x: np.maximum(x, 0.0), "tanh": np.tanh}
 
 
 @dataclasses.dataclass(frozen=True)
-class FilePolicy:
-    """A Gaussian MLP policy as plain arrays: the format of `--policy=FILE.npz`.
+class MLPPolicy:
+    """A Gaussian MLP policy.
 
-    Arrays of the file: `W0 b0 W1 b1 ...`, hidden layers and then the mean, `x = act(W x + b)`;
-    `log_std` [A], or `log_std_W, log_std_b` on the last hidden layer; optionally `obs_mean,
-    obs_std, obs_clip`. `meta` is JSON with `hidden_act` (relu or tanh) and `squash` (tanh, or
-    clip[-1,1]).
+    Arrays: `W0 b0 W1 b1 ...`, hidden layers and then the mean, `x = act(W x + b)`; `log_std` [A],
+    or `log_std_W, log_std_b` on the last hidden layer; optionally `log_std_bounds` [2] (without it
+    at most 2) and `obs_mean, obs_std, obs_clip`. `meta` of a file is JSON with `hidden_act` (relu
+    or tanh) and `squash` (tanh, or clip[-1,1]).
 
     Attributes:
       arrays: by these names.
@@ -45,24 +46,29 @@ class FilePolicy:
             if "obs_clip" in a:
                 x = np.clip(x, -a["obs_clip"], a["obs_clip"])
         activation = ACTIVATIONS[self.hidden_act]
-        last = len([name for name in a if name.startswith("W")]) - 1
+        last = self.num_layers - 1
         for i in range(last):
             x = activation(a[f"W{i}"] @ x + a[f"b{i}"])
         u = a[f"W{last}"] @ x + a[f"b{last}"]
         if rng is not None:
             log_std = a["log_std"] if "log_std" in a else a["log_std_W"] @ x + a["log_std_b"]
             noise = rng.standard_normal(u.shape, np.float32)
-            u = u + np.exp(np.minimum(log_std, MAX_LOG_STD)) * noise
+            low, high = a.get("log_std_bounds", DEFAULT_BOUNDS)
+            u = u + np.exp(np.clip(log_std, low, high)) * noise
         return np.tanh(u) if self.squash == "tanh" else np.clip(u, -1.0, 1.0)
+
+    @functools.cached_property
+    def num_layers(self) -> int:
+        """Hidden layers and the mean's."""
+        return len([name for name in self.arrays if name.startswith("W")])
 
     @property
     def shape(self) -> tuple[int, int]:
         """(S, A)."""
-        last = len([name for name in self.arrays if name.startswith("W")]) - 1
-        return self.arrays["W0"].shape[1], self.arrays[f"W{last}"].shape[0]
+        return self.arrays["W0"].shape[1], self.arrays[f"W{self.num_layers - 1}"].shape[0]
 
 
-def read_policy(path: str | Path, task: Task) -> FilePolicy:
+def read_policy(path: str | Path, task: Task) -> MLPPolicy:
     """Reads a policy file for a task.
 
     Raises:
@@ -73,7 +79,7 @@ def read_policy(path: str | Path, task: Task) -> FilePolicy:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays.pop("meta", "{}")))
-        policy = FilePolicy(
+        policy = MLPPolicy(
             {name: np.asarray(x, np.float32) for name, x in arrays.items()},
             meta.get("hidden_act", "relu"),
             meta.get("squash", "tanh"),
@@ -96,7 +102,7 @@ def read_policy(path: str | Path, task: Task) -> FilePolicy:
     return policy
 
 
-def write_policy(path: Path, policy: FilePolicy, **meta: Any) -> None:
+def write_policy(path: Path, policy: MLPPolicy, **meta: Any) -> None:
     """Writes a policy file, whole or not at all."""
     meta |= {"hidden_act": policy.hidden_act, "squash": policy.squash}
     with atomic_path(path) as temporary, temporary.open("wb") as file:

@@ -23,11 +23,13 @@ from tgcvg_jax.data.dataset import (
     concatenate,
     episode_returns,
     flatten,
+    head,
     make_dataset,
+    select,
     split,
 )
 from tgcvg_jax.data.synthetic import environment_of
-from tgcvg_jax.envs import mujoco_warnings, oracle, rescale_actions
+from tgcvg_jax.envs import mujoco_warnings, oracle, register_robotics, rescale_actions
 from tgcvg_jax.types import Dataset, Source, Task, UserError, one_line
 
 __all__ = [
@@ -36,11 +38,13 @@ __all__ = [
     "concatenate",
     "episode_returns",
     "flatten",
+    "head",
     "load",
     "locate",
     "make_dataset",
     "obtain",
     "resolve",
+    "select",
     "split",
 ]
 
@@ -66,14 +70,9 @@ def resolve(
     known = tasks.TASKS | tasks.ENVIRONMENTS
     if name in known:
         return known[name]
+    register_robotics(name)
     if name in gymnasium.registry:
-        task = _gymnasium_task(name)
-        same = (t for t in known.values() if t.environment == name and t.min_score is not None)
-        if (like := next(same, None)) is not None:
-            fields = ("min_score", "max_score", "eval_episodes")
-            shared = {field: getattr(like, field) for field in fields}
-            task = dataclasses.replace(task, family=like.domain, **shared)
-        return task
+        return _gymnasium_task(name)
     if dataset is not None and minari.find(dataset, data_dir) is not None:
         task = minari.make_task(dataset, data_dir)
         if task.name == name:
@@ -157,8 +156,7 @@ def obtain(source: Source, data_dir: str | Path | None = None) -> Path:
     if path is not None:
         return path
     if source.kind == "minari":
-        minari.download(source.name)
-        return minari.require(source.name, data_dir)
+        return minari.download(source.name, data_dir)
     return download.fetch(source.path, _d4rl_folders(data_dir)[0] / source.name)
 
 
@@ -168,6 +166,8 @@ def _read_d4rl(path: Path, task: Task, after_goal: Literal["drop", "keep"]) -> D
     trouble = None
     if made_in is None:
         trouble = oracle.check_physics(task, dataset.transition)
+    elif minari.robot_of(made_in) != minari.robot_of(task.environment):
+        raise UserError(f"{path}: was made for {made_in}, but {task.name} is in {task.environment}")
     elif made_in != task.environment:
         trouble = f"was made for {made_in}, but {task.name} is scored in {task.environment}"
     if trouble is not None:
@@ -193,10 +193,23 @@ def _gymnasium_task(name: str) -> Task:
     observation_dim, action_dim = minari.flat_dims(name, env.observation_space, env.action_space)
     if env.spec.max_episode_steps is None:
         raise UserError(f"{name}: has no time limit; register it with max_episode_steps")
-    return Task(
+    task = Task(
         name=name,
         environment=name,
         observation_dim=observation_dim,
         action_dim=action_dim,
         episode_length=env.spec.max_episode_steps,
+    )
+    # What the tables know of it: of a simulator that several datasets share, not the level.
+    shared = [t for t in tasks.ENVIRONMENTS.values() if t.environment == name]
+    shared += [t for t in tasks.TASKS.values() if t.environment == name]
+    if not shared:
+        return task
+    like = shared[0]
+    return dataclasses.replace(
+        task,
+        min_score=like.min_score,
+        max_score=like.max_score,
+        eval_episodes=like.eval_episodes,
+        family=like.family if like.name in tasks.ENVIRONMENTS else like.domain,
     )

@@ -101,23 +101,44 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     return _index(datasets[0].task, transition=transition, **{f: join(f) for f in fields})
 
 
+def select(dataset: Dataset, keep: np.ndarray) -> Dataset:
+    """Some of the transitions, in the order they had.
+
+    An episode of which only a part is kept falls into runs of neighbouring rows, each an episode to
+    windows; steps and returns-to-go stay those of the whole.
+
+    Args:
+      dataset: the dataset.
+      keep: [M] bool, True at least once.
+    """
+    rows = np.flatnonzero(keep).astype(np.int32)
+    ends = np.asarray(dataset.remaining)[rows] == 1
+    ends |= np.append(np.diff(rows) != 1, True)
+    ends = np.flatnonzero(ends)
+    run = np.diff(ends, prepend=-1)
+    # On the host: on the device, every new size would have to be compiled.
+    pick = lambda x: jnp.asarray(np.asarray(x)[rows])  # noqa: E731
+    return _index(
+        dataset.task,
+        transition=jax.tree.map(pick, dataset.transition),
+        timestep=pick(dataset.timestep),
+        remaining=np.repeat(ends, run) - np.arange(len(rows)) + 1,
+        return_to_go=pick(dataset.return_to_go),
+        source=pick(dataset.source),
+    )
+
+
 def split(dataset: Dataset, size: int) -> tuple[Dataset, Dataset]:
     """The first `size` transitions and the rest; no window of either crosses the cut."""
-    remaining = np.asarray(dataset.remaining)
-    index = np.arange(dataset.size)
-    cut = np.where(index < size, np.minimum(remaining, size - index), remaining)
+    first = np.arange(dataset.size) < size
+    return select(dataset, first), select(dataset, ~first)
 
-    def part(rows: slice) -> Dataset:
-        return _index(
-            dataset.task,
-            transition=jax.tree.map(lambda x: x[rows], dataset.transition),
-            timestep=dataset.timestep[rows],
-            remaining=cut[rows],
-            return_to_go=dataset.return_to_go[rows],
-            source=dataset.source[rows],
-        )
 
-    return part(slice(0, size)), part(slice(size, None))
+def head(dataset: Dataset, num_transitions: int) -> Dataset:
+    """The first whole episodes that hold at least `num_transitions`, or all if there are fewer."""
+    ends = np.flatnonzero(np.asarray(dataset.remaining) == 1) + 1
+    enough = ends[np.searchsorted(ends, min(num_transitions, dataset.size))]
+    return split(dataset, int(enough))[0] if enough < dataset.size else dataset
 
 
 @dataclasses.dataclass(frozen=True)

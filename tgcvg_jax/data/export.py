@@ -89,7 +89,8 @@ def require_new(dataset_id: str, out: str | Path | None = None) -> tuple[Path, l
     """Where a new Minari dataset goes, and the folders of its namespaces.
 
     Raises:
-      UserError: a malformed id, one of a publisher's namespace, or one that exists already.
+      UserError: a malformed id, one without a namespace or in a publisher's, or one that exists
+        already.
     """
     if not store_lib.is_id(dataset_id):
         raise UserError(
@@ -97,6 +98,8 @@ def require_new(dataset_id: str, out: str | Path | None = None) -> tuple[Path, l
             "digits, - and _"
         )
     parts = dataset_id.split("/")
+    if len(parts) == 1:
+        raise UserError(f"{dataset_id!r} needs a namespace, as in mine/{dataset_id}")
     if parts[0] in PUBLISHED:
         raise UserError(
             f"{dataset_id!r}: the namespace {parts[0]} is for its published datasets, which others "

@@ -77,8 +77,8 @@ def make_task(dataset_id: str | Path, store: str | Path | None = None) -> Task:
 
     The environment is the one that the metadata names for evaluation, or else the one of
     collection. The sets `mujoco/*` were made before MuJoCo 3.5 changed its contact margins, so
-    their environments are `tgcvg-minari/*-v5`. What is not in the metadata of a published set comes
-    from `tasks.TASKS`.
+    Hopper's environment is `tgcvg-minari/Hopper-v5` (the other robots have no margins). What is
+    not in the metadata of a published set comes from `tasks.TASKS`.
 
     Args:
       dataset_id: an id or a directory, as in `find`.
@@ -170,7 +170,7 @@ def read(
       UserError: no such dataset, or one that cannot be read or does not fit the task.
     """
     own_task = make_task(dataset_id, store)
-    robots = {_robot(t.environment) for t in (own_task, task or own_task)}
+    robots = {robot_of(t.environment) for t in (own_task, task or own_task)}
     if len(robots - {""}) > 1:
         raise UserError(
             f"{dataset_id}: was collected in {own_task.environment}, but {task.name} is in "
@@ -179,7 +179,7 @@ def read(
     return from_episodes(str(dataset_id), task or own_task, episodes(dataset_id, store))
 
 
-def _robot(environment: str) -> str:
+def robot_of(environment: str) -> str:
     """`Hopper` of `Hopper-v4` and of `tgcvg/Hopper-v2`, which differ in the simulator alone."""
     return re.sub(r"-v\d+$", "", environment).rpartition("/")[2]
 

@@ -1,4 +1,7 @@
-"""What learners of single transitions draw from: one array of packed rows on the device."""
+"""What learners of single transitions draw from: one array of packed rows on the device.
+
+Learners of sequences share the mixture and the normalisation of states.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,19 @@ from tgcvg_jax.types import ORIGINAL, Array, Dataset, PRNGKey, Task, Transition,
 
 
 @dataclasses.dataclass(frozen=True)
-class Replay:
-    """How original and synthetic data are mixed, and what is done to states and rewards."""
+class Mixture:
+    """How original and synthetic data are mixed, and what is done to states."""
 
     original_share: float | None = None  # of a batch; None: uniform over the union, as the papers
     statistics: Literal["union", "original"] = "union"  # whose mean and std normalise the states
     normalize_states: bool = True
     state_eps: float = 1e-3  # added to the standard deviation
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay(Mixture):
+    """How original and synthetic data are mixed, and what is done to states and rewards."""
+
     normalize_return: bool = False  # CORL: rewards times T / (best - worst original return), first
     reward_shift: float = 0.0  # then (r + shift) * scale
     reward_scale: float = 1.0
@@ -58,27 +67,12 @@ def make_buffer(dataset: Dataset, config: Replay, *, next_actions: bool = False)
       UserError: the mixture needs original or synthetic data that is not there, or normalisation
         by returns needs two different ones.
     """
-    source = np.asarray(dataset.source)
-    synthetic, share = int(np.sum(source != ORIGINAL)), config.original_share
-    for name, count, needed in (
-        ("synthetic", synthetic, share is not None and share < 1.0),
-        ("original", dataset.size - synthetic, share is not None and share > 0.0),
-    ):
-        if needed and not count:
-            raise UserError(
-                f"replay.original_share={share:g} needs {name} data, but there is none; choose a "
-                "--synthesizer, or leave it at none"
-            )
-    transition = dataset.transition
-    original = transition.observation
-    if config.statistics == "original" and synthetic:
-        original = original[np.flatnonzero(source == ORIGINAL)]
-    normalizer = Normalizer(jnp.zeros(original.shape[1]), jnp.ones(original.shape[1]))
-    if config.normalize_states:
-        normalizer = fit_normalizer(original, eps=config.state_eps)
+    check_mixture(dataset, config)
+    source, transition = np.asarray(dataset.source), dataset.transition
+    normalizer = state_normalizer(dataset, config)
     reward = transition.reward
     if config.normalize_return:
-        reward = reward * (dataset.task.episode_length / _return_range(dataset, source))
+        reward = reward * (dataset.task.episode_length / _return_range(dataset))
     rows = windows.pack(
         transition._replace(
             observation=normalizer(transition.observation),
@@ -93,7 +87,7 @@ def make_buffer(dataset: Dataset, config: Replay, *, next_actions: bool = False)
         # A terminal row's next action meets discount 0.
         known = (np.asarray(dataset.remaining) > 1) | (np.asarray(transition.discount) == 0.0)
         order = np.flatnonzero(known)
-    if synthetic and np.any(np.diff(source.astype(np.int8)) < 0):
+    if np.any(np.diff(source.astype(np.int8)) < 0):
         order = np.arange(dataset.size) if order is None else order
         order = order[np.argsort(source[order], kind="stable")]
     if order is not None:
@@ -117,22 +111,67 @@ def draw(
       Transitions [*shape, ...], states normalised; and what follows them in the rows: the next
       actions [*shape, A], or no columns.
     """
-    size, batch_size = buffer.rows.shape[0], shape[-1]
-    low, high = jnp.zeros(batch_size, jnp.int32), jnp.full(batch_size, size)
-    if config.original_share is not None:
-        is_original = jnp.arange(batch_size) < round(config.original_share * batch_size)
-        low = jnp.where(is_original, 0, buffer.num_original)
-        high = jnp.where(is_original, buffer.num_original, size)
-    rows = buffer.rows[jax.random.randint(key, shape, low, high)]
+    size = buffer.rows.shape[0]
+    rows = buffer.rows[draw_indices(key, size, buffer.num_original, config, shape)]
     width = 2 * task.observation_dim + task.action_dim + 2
     transition = windows.unpack(rows[..., :width], task.observation_dim, task.action_dim)
     return transition, rows[..., width:]
 
 
-def _return_range(dataset: Dataset, source: np.ndarray) -> float:
-    """Best less worst return of the original episodes; segments of synthetic ones have none."""
+def check_mixture(dataset: Dataset, config: Mixture) -> None:
+    """Raises a UserError if the mixture needs original or synthetic data that is not there."""
+    synthetic, share = int(np.sum(np.asarray(dataset.source) != ORIGINAL)), config.original_share
+    for name, count, needed in (
+        ("synthetic", synthetic, share is not None and share < 1.0),
+        ("original", dataset.size - synthetic, share is not None and share > 0.0),
+    ):
+        if needed and not count:
+            raise UserError(
+                f"replay.original_share={share:g} needs {name} data, but there is none; choose a "
+                "--synthesizer, or leave it at none"
+            )
+
+
+def state_normalizer(dataset: Dataset, config: Mixture) -> Normalizer:
+    """The normaliser of states that a config asks for; the identity if it asks for none."""
+    observation, source = dataset.transition.observation, np.asarray(dataset.source)
+    if not config.normalize_states:
+        return Normalizer(jnp.zeros(observation.shape[1]), jnp.ones(observation.shape[1]))
+    if config.statistics == "original" and np.any(source != ORIGINAL):
+        observation = observation[np.flatnonzero(source == ORIGINAL)]
+    return fit_normalizer(observation, eps=config.state_eps)
+
+
+def draw_indices(
+    key: PRNGKey, size: int, num_original: Array, config: Mixture, shape: tuple[int, ...]
+) -> Array:
+    """Indices [*shape] into rows of which the original ones come first, with replacement.
+
+    Args:
+      key: PRNG key.
+      size: number of rows.
+      num_original: how many of them are original.
+      config: the mixture, which holds along the last axis.
+      shape: of the indices.
+    """
+    batch_size = shape[-1]
+    low, high = jnp.zeros(batch_size, jnp.int32), jnp.full(batch_size, size)
+    if config.original_share is not None:
+        is_original = jnp.arange(batch_size) < round(config.original_share * batch_size)
+        low = jnp.where(is_original, 0, num_original)
+        high = jnp.where(is_original, num_original, size)
+    return jax.random.randint(key, shape, low, high)
+
+
+def original_returns(dataset: Dataset) -> np.ndarray:
+    """Returns of the original episodes, [E]; segments of synthetic ones have none."""
     first = np.append(True, np.asarray(dataset.remaining)[:-1] == 1)
-    returns = episode_returns(dataset)[source[first] == ORIGINAL]
+    return episode_returns(dataset)[np.asarray(dataset.source)[first] == ORIGINAL]
+
+
+def _return_range(dataset: Dataset) -> float:
+    """Best less worst return of the original episodes."""
+    returns = original_returns(dataset)
     span = float(np.ptp(returns)) if len(returns) else 0.0
     if span <= 0.0:
         raise UserError(

@@ -5,8 +5,9 @@ Importing this package registers, as Gymnasium packages do:
     tgcvg/{Hopper,HalfCheetah,Walker2d}-v2         D4RL's physics (`physics.py`)
     tgcvg/Maze2D-{umaze,medium,large}[-dense]-v1   D4RL's point mazes (`maze2d.py`)
     tgcvg/AntMaze-{umaze,medium,large}-v2          D4RL's ant mazes (`antmaze.py`)
-    tgcvg-minari/{Hopper,HalfCheetah,Walker2d}-v5  Gymnasium's -v5 with the contact margins of the
-                                                   MuJoCo that Minari's sets were made with
+    tgcvg-minari/Hopper-v5                         Gymnasium's -v5 with the contact margins of the
+                                                   MuJoCo that Minari's sets were made with (the
+                                                   other robots have none)
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def _register() -> None:
 
     for robot in ("Hopper", "HalfCheetah", "Walker2d"):
         register(f"tgcvg/{robot}-v2", f"physics:{robot}V2", 1000)
-        # A namespace of its own, or Gymnasium would offer it as the newer version of the above.
-        register(f"tgcvg-minari/{robot}-v5", f"physics:{robot}V5", 1000)
+    # A namespace of its own, or Gymnasium would offer it as the newer version of the above.
+    register("tgcvg-minari/Hopper-v5", "physics:HopperV5", 1000)
     for maze, horizon in (("umaze", 300), ("medium", 600), ("large", 800)):
         for suffix, dense in (("", False), ("-dense", True)):
             name = f"tgcvg/Maze2D-{maze}{suffix}-v1"
@@ -72,7 +73,8 @@ def make(task: Task) -> gymnasium.Env:
     """The environment in which policies for a task are scored.
 
     Actions are clipped to the action box before they reach the environment, as D4RL does: MuJoCo
-    clamps the torque itself, but Gymnasium's control cost would see the raw action.
+    clamps the torque itself, but Gymnasium's control cost would see the raw action. Other action
+    boxes are scaled to [-1, 1]; dict observations are flattened as `gymnasium.spaces.flatten` does.
 
     Args:
       task: the task; `episode_length` becomes the time limit.
@@ -81,20 +83,18 @@ def make(task: Task) -> gymnasium.Env:
       A single environment with observations [S] and actions [A]. Observations keep the
       environment's own dtype (float64 in MuJoCo).
 
-    Dict observations are flattened as `gymnasium.spaces.flatten` does.
-
     Raises:
       UserError: the task has no environment, Gymnasium cannot make it, or its spaces are not boxes
         of the task's dimensions.
     """
     if not task.environment:
         raise UserError(f"task {task.name} has no environment to evaluate in")
-    _register_robotics(task.environment)
+    register_robotics(task.environment)
     try:
-        # Every make would say that -v4 is out of date (D4RL's names mean -v4), and every
-        # compilation of HalfCheetah that Gymnasium's own XML uses an old attribute.
+        # Every make would say that -v4 is out of date, every compilation of HalfCheetah that
+        # Gymnasium's own XML uses an old attribute.
         with mujoco_warnings(forward_unless_deprecation), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(out of date|deprecated)")
+            warnings.filterwarnings("ignore", message=".*(out of date|deprecated|precision lowered)")
             env = gymnasium.make(
                 task.environment,
                 max_episode_steps=task.episode_length,
@@ -132,7 +132,7 @@ def rescale_actions(env: gymnasium.Env) -> gymnasium.Env:
     return gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
 
 
-def _register_robotics(environment: str) -> None:
+def register_robotics(environment: str) -> None:
     """Registers gymnasium-robotics' environments if one is asked for and the package is there."""
     if environment.startswith(ROBOTICS) and environment not in gymnasium.registry:
         with contextlib.suppress(ImportError):

@@ -171,16 +171,18 @@ class AntMaze(gymnasium.Env):
 
         Args:
           seed: see Gymnasium.
-          options: `start`, [2], puts the ant there instead, in metres.
+          options: `start` [2] puts the ant there instead, `goal` [2] is the goal; in metres.
 
         Returns:
           The observation, and an empty dict.
         """
         super().reset(seed=seed)
+        options = options or {}
         self.goal = _goal_in(self.grid, self._goal_cell, self.np_random)
+        self.goal = np.asarray(options.get("goal", self.goal), np.float64)
         position = self.model.qpos0 + self.np_random.uniform(-0.1, 0.1, self.model.nq)
         velocity = 0.1 * self.np_random.standard_normal(self.model.nv)
-        if options and "start" in options:
+        if "start" in options:
             position[:2] = options["start"]
         self.set_state(position, velocity)
         return self._observation(), {}

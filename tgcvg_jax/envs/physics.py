@@ -22,11 +22,9 @@ import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import (
     half_cheetah_v4,
-    half_cheetah_v5,
     hopper_v4,
     hopper_v5,
     walker2d_v4,
-    walker2d_v5,
 )
 
 from tgcvg_jax.envs import forward_unless_deprecation, mujoco_warnings
@@ -149,17 +147,5 @@ class Walker2dV2(_Corrected, walker2d_v4.Walker2dEnv):
 
 class HopperV5(_Corrected, hopper_v5.HopperEnv):
     """Gymnasium's Hopper-v5 as Minari's `mujoco/hopper/*-v0` had it, made with MuJoCo 3.2.3."""
-
-    correct = staticmethod(old_margins)
-
-
-class HalfCheetahV5(_Corrected, half_cheetah_v5.HalfCheetahEnv):
-    """Gymnasium's HalfCheetah-v5; it has no contact margins, so the same simulator."""
-
-    correct = staticmethod(old_margins)
-
-
-class Walker2dV5(_Corrected, walker2d_v5.Walker2dEnv):
-    """Gymnasium's Walker2d-v5; it has no contact margins, so the same simulator."""
 
     correct = staticmethod(old_margins)

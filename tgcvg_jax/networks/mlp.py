@@ -46,22 +46,30 @@ class Linear(nn.Module):
       features: output dimension.
       init_scheme: `torch` draws weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in));
         `orthogonal` has gain sqrt(2) and zero bias.
+      bound: draws weight and bias from U(-bound, bound) instead.
+      bias: the constant that the bias starts from, instead of the scheme's.
+      gain: of `orthogonal`, instead of sqrt(2).
     """
 
     features: int
     init_scheme: Literal["torch", "orthogonal"] = "torch"
+    bound: float | None = None
+    bias: float | None = None
+    gain: float = 2.0**0.5
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., D] -> [..., features]."""
         fan_in = x.shape[-1]
-        if self.init_scheme == "torch":
-            bound = fan_in**-0.5
+        if self.init_scheme == "torch" or self.bound is not None:
+            bound = fan_in**-0.5 if self.bound is None else self.bound
             uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)  # noqa: E731
             kernel_init, bias_init = uniform, uniform
         else:
-            kernel_init = orthogonal
+            kernel_init = functools.partial(orthogonal, gain=self.gain)
             bias_init = nn.initializers.zeros_init()
+        if self.bias is not None:
+            bias_init = nn.initializers.constant(self.bias)
         kernel = self.param("kernel", kernel_init, (fan_in, self.features))
         bias = self.param("bias", bias_init, (self.features,))
         return x @ kernel + bias
@@ -74,21 +82,47 @@ class MLP(nn.Module):
       features: width of each layer, the output last.
       activation: applied after all layers but the last.
       init_scheme: as in `Linear`.
+      hidden_bias: all layers but the last start from this bias.
+      output_bound: the last layer starts in U(-output_bound, output_bound), bias and weight.
+      output_bias: the last layer starts from this bias.
+      output_gain: of the last layer, for `orthogonal`.
+      layer_norm: normalise after each activation.
+      dropout: rate after each activation (and norm).
     """
 
     features: Sequence[int]
     activation: Callable[[Array], Array] = nn.relu
     init_scheme: Literal["torch", "orthogonal"] = "torch"
+    hidden_bias: float | None = None
+    output_bound: float | None = None
+    layer_norm: bool = False
+    dropout: float = 0.0
+    output_bias: float | None = None
+    output_gain: float = 2.0**0.5
 
     @nn.compact
-    def __call__(self, *inputs: Array) -> Array:
-        """Concatenates the inputs on the last axis; [..., D] -> [..., features[-1]]."""
+    def __call__(self, *inputs: Array, deterministic: bool = True) -> Array:
+        """Concatenates the inputs on the last axis; [..., D] -> [..., features[-1]].
+
+        Dropout is on unless `deterministic`, and then needs the key `rngs={"dropout": ...}`.
+        """
         x = jnp.concatenate(inputs, axis=-1) if len(inputs) > 1 else inputs[0]
-        for i, width in enumerate(self.features):
-            x = Linear(width, self.init_scheme, name=f"layer_{i}")(x)
-            if i + 1 < len(self.features):
-                x = self.activation(x)
-        return x
+        for i, width in enumerate(self.features[:-1]):
+            x = Linear(width, self.init_scheme, None, self.hidden_bias, name=f"layer_{i}")(x)
+            x = self.activation(x)
+            if self.layer_norm:
+                x = nn.LayerNorm(param_dtype=x.dtype, name=f"norm_{i}")(x)
+            if self.dropout:
+                x = nn.Dropout(self.dropout, name=f"drop_{i}")(x, deterministic)
+        last = len(self.features) - 1
+        return Linear(
+            self.features[-1],
+            self.init_scheme,
+            self.output_bound,
+            self.output_bias,
+            self.output_gain,
+            name=f"layer_{last}",
+        )(x)
 
 
 class EnsembleQ(nn.Module):
@@ -99,12 +133,20 @@ class EnsembleQ(nn.Module):
       activation: hidden activation.
       init_scheme: as in `Linear`.
       size: number of Q-functions.
+      hidden_bias: as in `MLP`.
+      output_bound: as in `MLP`.
+      layer_norm: as in `MLP`.
+      output_gain: as in `MLP`.
     """
 
     features: Sequence[int]
     activation: Callable[[Array], Array] = nn.relu
     init_scheme: Literal["torch", "orthogonal"] = "torch"
     size: int = 2
+    hidden_bias: float | None = None
+    output_bound: float | None = None
+    layer_norm: bool = False
+    output_gain: float = 2.0**0.5
 
     @nn.compact
     def __call__(self, observation: Array, action: Array) -> Array:
@@ -117,5 +159,14 @@ class EnsembleQ(nn.Module):
             out_axes=0,
             axis_size=self.size,
         )
-        mlp = ensemble((*self.features, 1), self.activation, self.init_scheme, name="q")
+        mlp = ensemble(
+            (*self.features, 1),
+            self.activation,
+            self.init_scheme,
+            self.hidden_bias,
+            self.output_bound,
+            self.layer_norm,
+            output_gain=self.output_gain,
+            name="q",
+        )
         return mlp(observation, action)[..., 0]

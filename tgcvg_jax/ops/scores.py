@@ -42,6 +42,13 @@ def normalized_score(returns: ArrayLike, task: Task) -> np.ndarray | None:
     return 100.0 * (np.asarray(returns, np.float64) - task.min_score) / span
 
 
+def return_of_score(score: float, task: Task) -> float | None:
+    """The inverse of `normalized_score`; None if the task has no reference."""
+    if task.min_score is None or task.max_score is None:
+        return None
+    return task.min_score + score / 100.0 * (task.max_score - task.min_score)
+
+
 def bootstrap_interval(
     values: ArrayLike, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
