@@ -7,9 +7,10 @@
 
 --env is hopper, halfcheetah, walker2d, maze2d-{umaze,medium,large}[-dense],
 antmaze-{umaze,medium,large}, or any Gymnasium id with box spaces. Without --policy robots are
-trained with SAC first: `medium` rolls out its policy when that first reached --medium_score,
-`medium-replay` is all that SAC saw until then, `expert` rolls out the policy after --train_steps,
-`medium-expert` is half and half, `random` rolls out the first policy. Levels share one training.
+trained with SAC first: `medium` rolls out the policy that came nearest to --medium_score before one
+exceeded it, `medium-replay` is all that SAC saw until then, `expert` rolls out the policy after
+--train_steps, `medium-expert` is half and half, `random` rolls out the first policy. Levels share
+one training.
 
 Writes whole episodes, at least --num_transitions, as a Minari dataset into the local Minari store;
 --env=<its id> then names it in all other apps. Run it again to resume. Working files are in
@@ -42,8 +43,8 @@ LEVELS = [*recipes.SAC_LEVELS, *(x for names in recipes.MAZE_LEVELS.values() for
 flags.DEFINE_enum("level", None, LEVELS, "What acts, see above. Without it: medium; antmaze: play.")
 flags.DEFINE_string("policy", None, "An npz file of a Gaussian MLP policy to roll out (format: "
                     "BUILD.md), in place of SAC's.")  # fmt: skip
-flags.DEFINE_integer("num_transitions", 1_000_000, "At least so many, in whole episodes; of "
-                     "medium-replay at most as many as SAC saw.", lower_bound=1)  # fmt: skip
+flags.DEFINE_integer("num_transitions", 1_000_000, "At least so many, in whole episodes. "
+                     "Not for medium-replay.", lower_bound=1)  # fmt: skip
 flags.DEFINE_string("id", None, "Minari id of the dataset. Without it: tgcvg/<env>/<level>-v0, or "
                     "generated-v0 for mazes.")  # fmt: skip
 flags.DEFINE_string("out", None, "Minari store to write to. Without it: $MINARI_DATASETS_PATH or "
@@ -117,6 +118,8 @@ def check_level(task: Task) -> str:
         raise UserError(f"--env={task.name} needs --policy, a policy that walks in a direction")
     if task.domain == "maze2d" and FLAGS.policy:
         raise UserError(f"--env={task.name} has a waypoint controller; leave --policy out")
+    if FLAGS.level == "medium-replay" and FLAGS["num_transitions"].present:
+        raise UserError("medium-replay is all that SAC saw; leave --num_transitions out")
     if own_policy:
         return f"policy-{Path(FLAGS.policy).stem}"
     return FLAGS.level or allowed[0]

@@ -1,4 +1,5 @@
 import dataclasses
+import zlib
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ def short(monkeypatch):
 
 def collect(task, behaviour, directory, size, seed=0):
     parts = Parts(directory, {})
-    behaviours.collect(task, behaviour, parts, size, seed)
+    behaviours.collect(task, behaviour, parts, size, seed=seed)
     return parts.read(task)
 
 
@@ -85,8 +86,7 @@ def test_ants(tmp_path, diverse):
 
 def test_ants_share_one_rewarded_goal_and_stop_there(monkeypatch):
     env = envs.make(ANT)
-    env.unwrapped.reset(seed=3)
-    goal = env.unwrapped.goal.copy()
+    goal = env.unwrapped.evaluation_goal(np.random.default_rng([3, zlib.crc32(b"goal")]))
     monkeypatch.setattr(type(env.unwrapped), "collection_start", lambda self, rng: goal + 0.3)
     policy = MLPPolicy({"W0": np.zeros((8, 29)), "b0": np.zeros(8), "log_std": np.full(8, -1.0)})
     source = behaviours.antmaze_behaviour(policy, diverse=False, seed=3)

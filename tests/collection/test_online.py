@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -8,6 +9,8 @@ from tgcvg_jax.collection import online
 from tgcvg_jax.collection.policies import read_policy
 from tgcvg_jax.learners import sac
 from tgcvg_jax.tasks import ENVIRONMENTS
+from tgcvg_jax.training import DivergenceError
+from tgcvg_jax.types import UserError
 
 TASK = dataclasses.replace(ENVIRONMENTS["hopper"], episode_length=60)
 CONFIG = sac.Config(
@@ -18,6 +21,7 @@ CONFIG = sac.Config(
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(online, "SAVE_STEPS", 100)
+    monkeypatch.setattr(online, "CHECK_STEPS", 50)
     monkeypatch.setattr(online, "EVAL_EPISODES", 1)
 
 
@@ -38,6 +42,7 @@ def contents(directory):
 def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(online, "SAVE_STEPS", 100)
+        patch.setattr(online, "CHECK_STEPS", 50)
         patch.setattr(online, "EVAL_EPISODES", 1)
         directory = tmp_path_factory.mktemp("whole")
         run(directory).train(until_medium=False)
@@ -114,6 +119,31 @@ def test_stops_at_the_medium_policy_and_goes_on(tmp_path, whole):
     assert read_policy(milestone.policy, TASK).shape == (11, 3)
     done.train(until_medium=False)
     assert done.step >= 300 and done.milestone() == milestone
+
+
+def test_medium_is_the_nearest_until_one_reaches_it(tmp_path, monkeypatch):
+    """A jump over the target does not make an expert medium."""
+    returns = iter([5.0, 33.0, 8.0, 90.0, 41.0, 40.0, 40.0, 40.0])
+    monkeypatch.setattr(online, "_evaluate", lambda *_: next(returns))
+    done = run(tmp_path, medium_return=40.0)
+    done.train(until_medium=False)
+    milestone = done.milestone()
+    assert milestone.mean_return == 33.0
+    with np.load(milestone.policy) as file:
+        assert json.loads(str(file["meta"]))["mean_return"] == 33.0
+
+
+def test_divergence_is_not_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(online._Trainer, "take_metrics", lambda self: {"q": np.array([np.nan])})
+    done = run(tmp_path)
+    with pytest.raises(DivergenceError, match="q is not finite"):
+        done.train(until_medium=False)
+    assert done.step == 0
+
+
+def test_a_longer_training_is_not_taken_for_a_shorter(whole):
+    with pytest.raises(UserError, match="more than the 100 asked for"):
+        run(whole, num_steps=100).train(until_medium=False)
 
 
 def test_the_file_policy_is_the_learners(whole):

@@ -27,6 +27,33 @@ def rows(n=6, **changes):
     return {k: v for k, v in (arrays | changes).items() if v is not None}
 
 
+@pytest.fixture(autouse=True)
+def no_jumps(request, monkeypatch):
+    """The successors above tell which of two was read, but do not follow each other."""
+    if "jump" not in request.node.name:
+        monkeypatch.setattr(d4rl, "JUMP", np.inf)
+
+
+def test_no_window_crosses_a_jump(tmp_path):
+    i = np.arange(200, dtype=np.float32)
+    following = np.stack([i + 1, -i - 1], 1)
+    noise = 1e-5 * np.random.default_rng(0).normal(size=following.shape)
+    data = read(tmp_path, rows(200, next_observations=following + noise))
+    assert data.timestep[-1] == 199  # rounding is no jump
+    following[49] += 3.0
+    data = read(tmp_path, rows(200, next_observations=following))
+    np.testing.assert_array_equal(np.flatnonzero(data.remaining == 1), [49, 199])
+    assert np.all(np.asarray(data.transition.discount) == 1.0)
+
+
+def test_shuffled_rows_jump_everywhere_and_it_is_said(tmp_path):
+    order = np.random.default_rng(0).permutation(200)
+    shuffled = {k: v[order] for k, v in rows(200).items()}
+    with pytest.warns(UserWarning, match="of the rows are not followed by their next observation"):
+        data = read(tmp_path, shuffled)
+    assert len(data.num_starts) < 5  # hardly a window of more than one
+
+
 def save(path, arrays):
     with h5py.File(path, "w") as file:
         for name, value in arrays.items():

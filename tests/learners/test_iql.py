@@ -161,14 +161,24 @@ def test_learning_rate_of_the_actor():
 
 def test_seeds_under_vmap_equal_separate_runs(task, dataset_x64, x64):
     learner = iql.make(task, CONFIG)
-    together = training.fit(learner, dataset_x64, num_steps=10, seeds=(0, 1)).state
-    alone = training.fit(learner, dataset_x64, num_steps=10, seeds=(1,)).state
+    data = learner.prepare(dataset_x64)
+    keys = training.seed_keys((0, 1))
+
+    def run(key):
+        def step(_, state):
+            batch = learner.sample(jax.random.fold_in(key, state.step), data)
+            return learner.update(state, batch)[0]
+
+        return jax.lax.fori_loop(0, 10, step, learner.init(key, data))
+
+    together, alone = jax.jit(jax.vmap(run))(keys), jax.jit(run)(keys[1])
     for name in ("actor", "critic", "target_critic", "value"):
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a[1], b[0], rtol=1e-10, atol=1e-10),
+            lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-10, atol=1e-10),
             getattr(together, name), getattr(alone, name),
         )  # fmt: skip
     assert jax.tree.leaves(together.actor)[0].dtype == jnp.float64
+    assert alone.step == 10
 
 
 def test_metrics_are_scalars(learner, data, state):

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from tgcvg_jax.networks.decision_transformer import DecisionTransformer
 from tgcvg_jax.networks.gru import AnyStepNetwork
 from tgcvg_jax.networks.transformer import TransformerPolicy
 
@@ -76,6 +77,27 @@ def transformer(p, x, masks):
     return mean, np.clip(p["log_std_multiplier"] * raw + p["log_std_offset"], -20, 2)
 
 
+def decision_transformer(p, observation, action, return_to_go, timestep, masks):
+    masks = iter(masks)
+    time = p["embed_timestep"]["embedding"][timestep]
+    inputs = {"return": return_to_go[..., None], "observation": observation, "action": action}
+    tokens = [dense(p[f"embed_{name}"], x) + time for name, x in inputs.items()]
+    x = np.stack(tokens, axis=2).reshape(B, 3 * T, H)
+    x = layer_norm(p["embed_norm"], x) * next(masks)
+    for i in range(2):
+        block = p[f"block_{i}"]
+        q, k, v = np.split(dense(block["in_proj"], layer_norm(block["norm_1"], x)), 3, axis=-1)
+        causal = np.tril(np.ones((3 * T, 3 * T)))
+        if i == 1:
+            x, q, causal = x[:, 1::3], q[:, 1::3], causal[1::3]
+        weights = np.exp(q @ k.swapaxes(-1, -2) / math.sqrt(H)) * causal
+        weights = weights / weights.sum(-1, keepdims=True) * next(masks)  # on the weights
+        x = x + dense(block["out_proj"], weights @ v) * next(masks)
+        h = gelu(dense(block["mlp_in"], layer_norm(block["norm_2"], x)))
+        x = x + dense(block["mlp_out"], h) * next(masks)
+    return np.tanh(dense(p["head"], layer_norm(p["out_norm"], x)))
+
+
 def any_step(p, observation, actions, k, masks):
     masks = iter(masks)
     hidden = [np.zeros((B, H))] * 2
@@ -104,6 +126,24 @@ def test_transformer(x64):
     masks = (rng.random((6, B, T, H)) < 0.5).astype(float)
     actual = apply_with_masks(module, params, masks, x)
     expected = transformer(jax.tree.map(np.asarray, params["params"]), x, masks)
+    np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_decision_transformer(x64):
+    module = DecisionTransformer(A, hidden_dim=H, num_blocks=2, num_timesteps=9, dropout=0.3)
+    rng = np.random.default_rng(0)
+    inputs = (
+        rng.normal(size=(B, T, S)), rng.normal(size=(B, T, A)), rng.normal(size=(B, T)),
+        rng.integers(0, 9, (B, T)),
+    )  # fmt: skip
+    params = random_params(module, *inputs)
+    all_tokens = [(B, 3 * T, 3 * T), (B, 3 * T, H), (B, 3 * T, H)]
+    state_tokens = [(B, T, 3 * T), (B, T, H), (B, T, H)]  # all that the last block computes
+    shapes = [(B, 3 * T, H), *all_tokens, *state_tokens]
+    masks = [(rng.random(shape) < 0.5).astype(float) for shape in shapes]
+    actual = apply_with_masks(module, params, masks, *inputs)
+    p = jax.tree.map(np.asarray, params["params"])
+    expected = decision_transformer(p, *inputs, masks)
     np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-10)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,23 +87,20 @@ def antmaze_behaviour(policy: MLPPolicy, *, diverse: bool, seed: int) -> Behavio
     Args:
       policy: acts on `antmaze.Navigator`'s input [29].
       diverse: starts and goals anywhere; else goals among D4RL's collection goals, and in the
-        U-maze from its start to its goal alone.
+        U-maze from its start alone.
       seed: of the rewarded goal.
     """
 
     def episodes(env: gymnasium.Env, rng: np.random.Generator) -> Iterator[Episode]:
         maze = env.unwrapped
-        maze.reset(seed=seed)
-        rewarded = maze.goal.copy()
+        # A stream of its own: reset(seed) would give a goal, and a start, of the evaluation.
+        rewarded = maze.evaluation_goal(np.random.default_rng([seed, zlib.crc32(b"goal")]))
         navigator = antmaze.Navigator(maze.grid, rng)
         while True:
-            goal, options = rewarded, {"goal": rewarded}
-            if diverse:
-                goal = maze.random_goal(rng)
-            elif maze.maze != "umaze":
-                goal = maze.collection_goal(rng)
+            options = {"goal": rewarded}
             if diverse or maze.maze != "umaze":
                 options["start"] = maze.collection_start(rng)
+            goal = maze.random_goal(rng) if diverse else maze.collection_goal(rng)
 
             def act(observation: np.ndarray, goal: np.ndarray = goal) -> np.ndarray:
                 action = policy.act(navigator(observation, goal), rng)
@@ -118,7 +116,9 @@ def collect(
     behaviour: Behaviour,
     parts: Parts,
     num_transitions: int,
+    *,
     seed: int,
+    level: str = "",
     console: reporting.Console | None = None,
 ) -> None:
     """Collects whole parts until there are at least `num_transitions`.
@@ -128,7 +128,8 @@ def collect(
       behaviour: what acts.
       parts: where to, going on where it stands.
       num_transitions: at least so many.
-      seed: part i draws from the generator of (seed, i).
+      seed: part i draws from a generator of its own, of (seed, level, i).
+      level: so that the levels of one task do not share their draws.
       console: progress.
     """
     console = console or reporting.Console(enabled=False)
@@ -138,7 +139,8 @@ def collect(
     try:
         with reporting.progress(console, "collecting", num_transitions, parts.size) as advance:
             while parts.size < num_transitions:
-                source = behaviour(env, np.random.default_rng([seed, len(parts.rows)]))
+                stream = [seed, zlib.crc32(level.encode()), len(parts.rows)]
+                source = behaviour(env, np.random.default_rng(stream))
                 episodes, rows = [], 0
                 while rows < PART_STEPS:
                     episodes.append(next(source))

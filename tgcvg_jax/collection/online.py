@@ -1,10 +1,10 @@
 """SAC in the simulator: the policies of D4RL's levels, and all that SAC saw on the way.
 
 Simulator and learner take turns: `block_steps` environment steps on the host, then as many updates
-in one call of the chunk that `training.fit` runs too. At the end of the first episode after every
-multiple of SAVE_STEPS the episodes go to the disk, then a checkpoint, so a run that was killed goes
-on from there and ends in the same bits. (One that had ended and is made to go on has one row more
-in its metrics, where it had ended.)
+in one call of the chunk that `training.fit` runs too. The policy is tried at the end of the first
+episode after every multiple of CHECK_STEPS; after every multiple of SAVE_STEPS the episodes go to
+the disk, then a checkpoint. A run that was killed goes on from there and ends in the same bits.
+(One that had ended and is made to go on has one row more in its metrics, where it had ended.)
 """
 
 from __future__ import annotations
@@ -29,31 +29,36 @@ from tgcvg_jax.data import windows
 from tgcvg_jax.data.dataset import episode_returns
 from tgcvg_jax.files import atomic_path
 from tgcvg_jax.learners import sac
-from tgcvg_jax.types import Dataset, PyTree, Task
+from tgcvg_jax.types import Dataset, PyTree, Task, UserError
 
 SAVE_STEPS = 10_000
+CHECK_STEPS = 2_000  # SAC's return can jump from far below the medium one to far above it
 EVAL_EPISODES = 5
+_TRAINING, _EVALUATION = 1, 2  # streams of random numbers
 
 
 class Milestone(NamedTuple):
-    """Where the sampled policy first reached the medium return.
+    """The medium policy.
 
     Attributes:
       step: environment steps done.
       mean_return: of EVAL_EPISODES episodes.
       policy: its file.
+      reached: environment steps when a policy first reached the medium return.
     """
 
     step: int
     mean_return: float
     policy: Path
+    reached: int
 
 
 class OnlineRun:
     """One training of SAC, in a folder.
 
     It holds `replay/` (all episodes in order), Orbax checkpoints, `metrics.csv`, and policies:
-    `last.npz`, and `medium.npz` with `medium.json`, the first of at least the medium return.
+    `last.npz`, and `medium.npz` with `medium.json`: of all policies tried until the first that
+    reached the medium return, the one whose return came nearest to it.
 
     Args:
       task: names the environment.
@@ -88,25 +93,48 @@ class OnlineRun:
         return self._checkpointer.latest() or 0
 
     def milestone(self) -> Milestone | None:
-        """The medium policy, once there is one."""
+        """The medium policy, once one has reached the medium return."""
+        candidate = self._candidate(self.step)
+        if candidate is None or candidate["reached"] is None:
+            return None
+        path = self.directory / "medium.npz"
+        return Milestone(candidate["step"], candidate["mean_return"], path, candidate["reached"])
+
+    def _candidate(self, step: int) -> dict | None:
+        """What is known at `step` of the policy nearest to the medium return.
+
+        What a run that was killed found after its last save will be found again.
+        """
         file = self.directory / "medium.json"
-        if not file.exists():
+        found = json.loads(file.read_text()) if file.exists() else None
+        if found is None or found["step"] > step:
             return None
-        found = json.loads(file.read_text())
-        if found["step"] > self.step:  # of a save that was cut short, and will come again
-            return None
-        return Milestone(found["step"], found["mean_return"], self.directory / "medium.npz")
+        if found["reached"] is not None and found["reached"] > step:
+            found["reached"] = None
+        return found
 
     def train(self, *, until_medium: bool, console: reporting.Console | None = None) -> None:
         """Trains for `config.num_steps` environment steps, to the end of the last episode.
 
         Args:
-          until_medium: whether to stop at the medium policy.
+          until_medium: whether to stop once a policy has reached the medium return.
           console: progress.
+
+        Raises:
+          DivergenceError: a metric is NaN or infinite.
+          UserError: the folder holds a longer training.
         """
         console = console or reporting.Console(enabled=False)
         saved = self.step
-        if saved >= self.config.num_steps or (until_medium and self.milestone()):
+        if until_medium and self.milestone():
+            return
+        if saved > self.config.num_steps + self.task.episode_length:
+            raise UserError(
+                f"{self.directory} holds {saved:,} steps already, more than the "
+                f"{self.config.num_steps:,} asked for; ask for at least as many, or choose another "
+                "--workdir"
+            )
+        if saved >= self.config.num_steps:
             return
         log = reporting.MetricsLog(self.directory / "metrics.csv", resume_step=saved)
         self.replay.truncate(saved)
@@ -115,45 +143,63 @@ class OnlineRun:
             trainer.restore(self._checkpointer, self.replay.read(self.task))
         env, test_env = envs.make(self.task), envs.make(self.task)
         unsaved: list[Episode] = []
+        checked, finished = saved, False
         try:
             with reporting.progress(console, "sac", self.config.num_steps, saved) as advance:
-                while saved < self.config.num_steps:
+                while not finished:
                     unsaved.append(trainer.play(env))
                     advance(len(unsaved[-1].actions))
-                    boundary = (saved // SAVE_STEPS + 1) * SAVE_STEPS
-                    if trainer.step < min(boundary, self.config.num_steps):
+                    step, finished = trainer.step, trainer.step >= self.config.num_steps
+                    if step // CHECK_STEPS == checked // CHECK_STEPS and not finished:
                         continue
-                    saved = trainer.step
+                    checked = step
                     policy = to_mlp_policy(trainer.state, self.config)
-                    mean_return = _evaluate(test_env, policy, self.seed, saved)
-                    log.write(
-                        saved,
-                        {"return": np.array([mean_return]), **trainer.take_metrics()},
-                        [self.seed],
-                    )
-                    console.print(f"sac: {saved:,} steps, return {mean_return:.1f}")
-                    self._save(trainer, policy, mean_return, unsaved)
-                    log.flush()
+                    mean_return = _evaluate(test_env, policy, self.seed, step)
+                    metrics = {"return": np.array([mean_return]), **trainer.take_metrics()}
+                    self._require_finite(metrics, step)
+                    log.write(step, metrics, [self.seed])
+                    reached = self._consider(policy, step, mean_return)
+                    finished |= until_medium and reached
+                    if step // SAVE_STEPS == saved // SAVE_STEPS and not finished:
+                        continue
+                    saved = step
+                    console.print(f"sac: {step:,} steps, return {mean_return:.1f}")
+                    # Episodes and policies first: what is newer than the checkpoint is ignored.
+                    self.replay.add(unsaved)
                     unsaved = []
-                    if until_medium and self.milestone():
-                        break
+                    self._write(policy, "last.npz", step, mean_return)
+                    self._checkpointer.save(step, trainer.state)
+                    log.flush()
         finally:
             env.close()
             test_env.close()
 
-    def _save(
-        self, trainer: _Trainer, policy: MLPPolicy, mean_return: float, episodes: list[Episode]
-    ) -> None:
-        """Episodes and policies first: what is newer than the checkpoint is ignored."""
-        self.replay.add(episodes)
-        meta = {"environment": self.task.environment, "mean_return": mean_return}
-        write_policy(self.directory / "last.npz", policy, step=trainer.step, **meta)
-        if mean_return >= self._medium_return and self.milestone() is None:
-            write_policy(self.directory / "medium.npz", policy, step=trainer.step, **meta)
-            found = {"step": trainer.step, "mean_return": mean_return}
-            with atomic_path(self.directory / "medium.json") as temporary:
-                temporary.write_text(json.dumps(found))
-        self._checkpointer.save(trainer.step, trainer.state)
+    def _consider(self, policy: MLPPolicy, step: int, mean_return: float) -> bool:
+        """Keeps the policy if it is the nearest to medium yet; whether medium has been reached."""
+        best = self._candidate(step)
+        if best is not None and best["reached"] is not None:
+            return True
+        off = abs(mean_return - self._medium_return)
+        if best is None or off < abs(best["mean_return"] - self._medium_return):
+            self._write(policy, "medium.npz", step, mean_return)
+            best = {"step": step, "mean_return": mean_return}
+        best["reached"] = step if mean_return >= self._medium_return else None
+        with atomic_path(self.directory / "medium.json") as temporary:
+            temporary.write_text(json.dumps(best))
+        return best["reached"] is not None
+
+    def _write(self, policy: MLPPolicy, name: str, step: int, mean_return: float) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_policy(self.directory / name, policy, environment=self.task.environment,
+                     step=step, mean_return=mean_return)  # fmt: skip
+
+    def _require_finite(self, metrics: dict[str, np.ndarray], step: int) -> None:
+        for name, values in metrics.items():
+            if not np.all(np.isfinite(values)):
+                raise training.DivergenceError(
+                    f"sac: {name} is not finite at step {step}; the last checkpoint is of step "
+                    f"{self.step}"
+                )
 
 
 def initial_policy(task: Task, config: sac.Config, seed: int) -> MLPPolicy:
@@ -192,7 +238,7 @@ class _Trainer:
 
     def play(self, env: gymnasium.Env) -> Episode:
         """One episode of the policy, training along the way."""
-        rng = np.random.default_rng([self._seed, self._episode])
+        rng = np.random.default_rng([self._seed, _TRAINING, self._episode])
         observation, _ = env.reset(seed=int(rng.integers(2**31)))
         observation = observation.astype(np.float32)
         builder, finished = EpisodeBuilder(observation), False
@@ -261,7 +307,7 @@ def to_mlp_policy(state: PyTree, config: sac.Config) -> MLPPolicy:
 
 def _evaluate(env: gymnasium.Env, policy: MLPPolicy, seed: int, step: int) -> float:
     """Mean return of sampled episodes, which are what a dataset will hold."""
-    rng = np.random.default_rng([seed, step, 1])
+    rng = np.random.default_rng([seed, _EVALUATION, step])
     act = functools.partial(policy.act, rng=rng)
     episodes = [run_episode(env, act, int(rng.integers(2**31))) for _ in range(EVAL_EPISODES)]
     return float(np.mean([np.sum(e.rewards, dtype=np.float64) for e in episodes]))

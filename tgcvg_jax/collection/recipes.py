@@ -54,7 +54,7 @@ class Collector:
     )
 
     def collect(self, level: str, num_transitions: int) -> Dataset:
-        """Whole episodes, at least `num_transitions`; of medium-replay as many as there are.
+        """Whole episodes, at least `num_transitions`; of medium-replay all that SAC saw.
 
         Args:
           level: one of `levels(task)`; with a policy of one's own in other domains than antmaze any
@@ -99,10 +99,11 @@ class Collector:
                 )
             step, policy = milestone.step, milestone.policy
             self.console.print(
-                f"medium: return {milestone.mean_return:.1f} after {step:,} steps of SAC"
+                f"medium: return {milestone.mean_return:.1f} after {step:,} steps of SAC (wanted: "
+                f"{self.medium_return:.1f})"
             )
         if level == "medium-replay":
-            return data.head(run.replay.read(self.task, step), num_transitions)
+            return run.replay.read(self.task, milestone.reached)
         behaviour = behaviours.policy_behaviour(read_policy(policy, self.task))
         return self._roll_out(level, behaviour, self._trained(step), num_transitions)
 
@@ -131,8 +132,9 @@ class Collector:
         }
         parts = Parts(self.directory / "rollouts" / level, identity)
         behaviours.collect(
-            self.task, behaviour, parts, num_transitions, self.seed, self.console
-        )
+            self.task, behaviour, parts, num_transitions,
+            seed=self.seed, level=level, console=self.console,
+        )  # fmt: skip
         return data.head(parts.read(self.task), num_transitions)
 
     def _draw(self, directory: Path) -> None:

@@ -16,6 +16,8 @@ What the flags mean, in all files but those of the mazes:
   of an episode that is not terminal then has no next observation and is dropped, its reward with
   it. A terminal row keeps its transition with its own observation as the next one; with discount
   0 no value learner reads it.
+* With `next_observations` an episode also ends, as if cut off, where one of them is not the next
+  row's observation: no window crosses it.
 * A trailing partial episode is kept, as one that was truncated. (The released TGCVG code drops it
   for the policy and keeps it for the dynamics model.)
 
@@ -44,6 +46,7 @@ limit in those without `timeouts` is 1001 rows).
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +60,8 @@ from tgcvg_jax.types import ORIGINAL, Dataset, Task, UserError
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("next_observations", "timeouts", "timesteps", "returns_to_go")
 GOALS = "infos/goal"
+JUMP = 1e-3  # relative; above rounding
+JUMP_SHARE = 0.01  # more of them are worth a warning
 ANTMAZE_ROWS = 1001  # rows of an episode of the published antmaze files
 
 Columns = dict[str, np.ndarray]
@@ -105,6 +110,15 @@ def _transitions(path: str | Path, task: Task, after_goal: str) -> tuple[Columns
     # `terminal`: the MDP ends. `broken`: the file's next row is not this row's successor.
     terminal, broken = _flags(task, fields, goals)
     broken[-1] = True  # the trailing partial episode
+    if has_next:
+        jumps = _jumps(fields) & ~(terminal | broken)[:-1]
+        if jumps.size and np.mean(jumps) > JUMP_SHARE:
+            warnings.warn(
+                f"{path}: {np.mean(jumps):.0%} of the rows are not followed by their next "
+                "observation; sequences are cut there, so there may be none that are long enough",
+                stacklevel=2,
+            )
+        broken[:-1] |= jumps
     end = terminal | broken
     if has_next:
         keep = np.ones_like(end)
@@ -129,6 +143,19 @@ def _transitions(path: str | Path, task: Task, after_goal: str) -> tuple[Columns
             fields[name] = fields[name][rows]
     fields |= {"next_observations": following, "terminals": terminal[rows]}
     return fields, last
+
+
+def _jumps(fields: Columns) -> np.ndarray:
+    """[N - 1] bool: rows whose next observation is not the next row's observation.
+
+    They cannot stand in one episode: shuffled files, or ones that were joined without flags.
+    """
+    before, after = fields["next_observations"], fields["observations"]
+    jumps = np.zeros(len(after) - 1, bool)
+    for column in range(after.shape[1]):  # one by one, for files of millions of rows
+        x, y = before[:-1, column], after[1:, column]
+        jumps |= np.abs(x - y) > JUMP * (1.0 + np.abs(y))
+    return jumps
 
 
 def _load(path: str | Path, task: Task) -> tuple[Columns, np.ndarray | None]:

@@ -1,7 +1,8 @@
 """Ways out: any dataset as a D4RL-format HDF5 file or as a Minari dataset.
 
-Both hold everything: read again, they give the same transitions, time steps, episode ends and
-returns-to-go to the last bit, be they recorded episodes or synthetic segments.
+Both hold everything: read again, they give the same transitions, time steps and returns-to-go to
+the last bit, be they recorded episodes or synthetic segments, and the same episode ends (a Minari
+episode is cut where a next observation is not the observation after it).
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def to_d4rl(
       UserError: the file cannot be written.
     """
     path = Path(path).expanduser()
-    columns = columns_of(_flat(dataset))
+    columns = columns_of(_flat(dataset, cut=padded))
     if padded:
         columns = _pad(columns)
     described = {"environment": dataset.task.environment} if dataset.task.environment else {}

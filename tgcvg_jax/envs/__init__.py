@@ -12,7 +12,9 @@ Importing this package registers, as Gymnasium packages do:
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -63,6 +65,9 @@ def mujoco_warnings(handle: Callable[[str], None]) -> Iterator[None]:
         mujoco.set_mju_user_warning(previous)
 
 
+_CHATTER = ".*(out of date|deprecated|precision lowered)"
+
+
 def forward_unless_deprecation(message: str) -> None:
     """A handler for `mujoco_warnings` that passes on what the user can act on."""
     if "deprecated" not in message:
@@ -74,7 +79,7 @@ def make(task: Task) -> gymnasium.Env:
 
     Actions are clipped to the action box before they reach the environment, as D4RL does: MuJoCo
     clamps the torque itself, but Gymnasium's control cost would see the raw action. Other action
-    boxes are scaled to [-1, 1]; dict observations are flattened as `gymnasium.spaces.flatten` does.
+    boxes are scaled to [-1, 1]; dict observations are flattened in the order of their sorted keys.
 
     Args:
       task: the task; `episode_length` becomes the time limit.
@@ -94,7 +99,7 @@ def make(task: Task) -> gymnasium.Env:
         # Every make would say that -v4 is out of date, every compilation of HalfCheetah that
         # Gymnasium's own XML uses an old attribute.
         with mujoco_warnings(forward_unless_deprecation), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(out of date|deprecated|precision lowered)")
+            warnings.filterwarnings("ignore", message=_CHATTER)
             env = gymnasium.make(
                 task.environment,
                 max_episode_steps=task.episode_length,
@@ -109,7 +114,10 @@ def make(task: Task) -> gymnasium.Env:
             f"cannot make environment {task.environment}: {one_line(error)}{hint}"
         ) from error
     if isinstance(env.observation_space, gymnasium.spaces.Dict):
-        env = gymnasium.wrappers.FlattenObservation(env)
+        space = _sorted(env.observation_space)
+        flatten = functools.partial(gymnasium.spaces.flatten, space)
+        flat = gymnasium.spaces.flatten_space(space)
+        env = gymnasium.wrappers.TransformObservation(env, flatten, flat)
     expected = {"observation": (task.observation_dim,), "action": (task.action_dim,)}
     for name, shape in expected.items():
         space = getattr(env, f"{name}_space")
@@ -130,6 +138,14 @@ def rescale_actions(env: gymnasium.Env) -> gymnasium.Env:
     if np.all(box.low == -1) and np.all(box.high == 1):
         return env
     return gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
+
+
+def _sorted(space: gymnasium.Space) -> gymnasium.Space:
+    """Dict spaces with sorted keys, as Minari stores them; Gymnasium may keep another order."""
+    if not isinstance(space, gymnasium.spaces.Dict):
+        return space
+    items = sorted(space.spaces.items())
+    return gymnasium.spaces.Dict(collections.OrderedDict((k, _sorted(v)) for k, v in items))
 
 
 def register_robotics(environment: str) -> None:

@@ -178,7 +178,7 @@ class AntMaze(gymnasium.Env):
         """
         super().reset(seed=seed)
         options = options or {}
-        self.goal = _goal_in(self.grid, self._goal_cell, self.np_random)
+        self.goal = self.evaluation_goal(self.np_random)
         self.goal = np.asarray(options.get("goal", self.goal), np.float64)
         position = self.model.qpos0 + self.np_random.uniform(-0.1, 0.1, self.model.nq)
         velocity = 0.1 * self.np_random.standard_normal(self.model.nv)
@@ -210,6 +210,10 @@ class AntMaze(gymnasium.Env):
 
     def _observation(self) -> np.ndarray:
         return np.concatenate([self.data.qpos, self.data.qvel])
+
+    def evaluation_goal(self, rng: np.random.Generator) -> np.ndarray:
+        """A goal as every reset draws one, [2]."""
+        return _goal_in(self.grid, self._goal_cell, rng)
 
     def collection_goal(self, rng: np.random.Generator) -> np.ndarray:
         """A goal as D4RL's collection draws them, [2]: near a random one of `COLLECTION_GOALS`."""

@@ -1,6 +1,6 @@
 """SAC (Haarnoja et al. 2018), the online learner that D4RL's locomotion data were collected with.
 
-It is no offline learner and so not in `LEARNERS`: `collection.py` runs its chunk of updates between
+It is no offline learner and so not in `LEARNERS`: `collection/online.py` runs its chunk of updates between
 steps of the simulator. Its data is a ring of fixed capacity with a size, so that one compiled
 program serves while it fills.
 """
@@ -22,7 +22,7 @@ from tgcvg_jax.types import Array, Dataset, Learner, Policy, PRNGKey, PyTree, Ta
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """SAC. Defaults: rlkit's, the code that collected D4RL."""
+    """SAC. Defaults: rlkit's, the code that collected D4RL, but for what is said beside them."""
 
     num_steps: int = 3_000_000  # environment steps, and gradient steps after the first start_steps
     start_steps: int = 5_000  # uniformly random actions before training (rlkit: 1,000 of pi's own)
@@ -87,7 +87,9 @@ def make_networks(task: Task, config: Config) -> tuple[MLP, EnsembleQ]:
     return MLP((*config.hidden_dims, 2 * task.action_dim)), EnsembleQ(config.hidden_dims)
 
 
-def distribution(actor: MLP, params: PyTree, observation: Array, config: Config):
+def distribution(
+    actor: MLP, params: PyTree, observation: Array, config: Config
+) -> tuple[Array, Array]:
     """Mean and log standard deviation [..., A] before tanh."""
     mean, log_std = jnp.split(actor.apply(params, observation), 2, axis=-1)
     return mean, jnp.clip(log_std, config.min_log_std, config.max_log_std)
@@ -104,7 +106,8 @@ def loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Sum of the critics', the actor's and the temperature's losses, each for its own part only.
 
-    All use the parameters before the update, as rlkit does, so one backward pass serves all three.
+    All use the parameters before the update, so one backward pass serves all three. (rlkit steps
+    the temperature first.) Equations 5, 9 and 18 of arXiv 1812.05905.
 
     Args:
       params: as in `State`.

@@ -105,6 +105,7 @@ def as_paper(config: Config) -> Config:
         config,
         policy=transformer_cql.as_paper(config.policy),
         dynamics=dataclasses.replace(config.dynamics, reward_bias=0.0),
+        min_reward_slack=0.0,
         dynamics_dropout=False,
     )
 
