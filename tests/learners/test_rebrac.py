@@ -256,7 +256,7 @@ def test_single_transitions_are_refused(learner, dataset):
 
 
 def test_seeds_under_vmap_equal_separate_runs(task, dataset_x64, x64):
-    learner = rebrac.make(task, dataclasses.replace(CONFIG, hidden_dims=(4,)))
+    learner = rebrac.make(task, dataclasses.replace(CONFIG, hidden_dims=(4,), policy_freq=1))
     together = training.fit(learner, dataset_x64, num_steps=10, seeds=(0, 1)).state
     alone = training.fit(learner, dataset_x64, num_steps=10, seeds=(1,)).state
     for name in ("actor", "critic", "target_actor", "target_critic"):

@@ -27,6 +27,15 @@ def test_conservative_gap_by_hand():
     assert float(gap) == pytest.approx(np.log(4.0) + 0.5, rel=1e-6)
 
 
+def test_conservative_gap_with_temperature_and_bounds():
+    # 2 ln(exp(0) + exp(ln 3)) = 2 ln 4 and 2 ln 2, less the data's 0 and 5: 2.77 and -3.61.
+    corrected = 2.0 * jnp.log(jnp.array([[1.0, 3.0], [1.0, 1.0]]))
+    gap = conservative_gap(corrected, jnp.array([0.0, 5.0]), 2.0, -1.0)
+    assert float(gap) == pytest.approx((2 * np.log(4.0) - 1.0) / 2, rel=1e-6)
+    gap = conservative_gap(corrected, jnp.array([0.0, 5.0]), 2.0, None, 1.0)
+    assert float(gap) == pytest.approx((1.0 + 2 * np.log(2.0) - 5.0) / 2, rel=1e-6)
+
+
 def test_conservative_gap_survives_large_values():
     gap = conservative_gap(jnp.array([[1e4, 1e4 - 1.0]]), jnp.array([1e4]))
     assert float(gap) == pytest.approx(np.log1p(np.exp(-1.0)), rel=1e-3)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tgcvg_jax.types import ORIGINAL, Dataset, Task, Trajectories, Transition
+from tgcvg_jax.types import ORIGINAL, SYNTHETIC, Dataset, Task, Trajectories, Transition
 
 
 def make_dataset(
@@ -187,8 +187,14 @@ def episode_returns(dataset: Dataset) -> np.ndarray:
 
 
 def blank(task: Task, size: int = 2_000) -> Dataset:
-    """One episode of zeros, for shapes: long enough for any window in use."""
+    """Data for shapes alone: two original episodes of different returns and a synthetic one, so
+    that any way to mix and normalise them works; each is long enough for any window in use.
+    """
     s, a = task.observation_dim, task.action_dim
-    zeros = lambda *shape: np.zeros((size, *shape), np.float32)  # noqa: E731
-    transition = Transition(zeros(s), zeros(a), zeros(), zeros() + 1, zeros(s))
-    return make_dataset(task, transition, np.arange(size) == size - 1)
+    episode = np.repeat(np.arange(3), size)
+    zeros = lambda *shape: np.zeros((3 * size, *shape), np.float32)  # noqa: E731
+    reward = (episode == 1).astype(np.float32)
+    transition = Transition(zeros(s), zeros(a), reward, zeros() + 1, zeros(s))
+    end = np.append(np.diff(episode) != 0, True)
+    source = np.where(episode == 2, SYNTHETIC, ORIGINAL)
+    return make_dataset(task, transition, end, source=source)

@@ -10,9 +10,17 @@ Each module has
                 a learner whose schedule depends on the number of steps
 """
 
-from tgcvg_jax.learners import bc, iql, mcq, rebrac, td3_bc
+from tgcvg_jax.learners import bc, cql, dt, iql, mcq, rebrac, td3_bc
 
 # Whose settings: CORL's current defaults and per-task overrides; TGCVG's released copies of an
 # older CORL, without overrides; GTA's command lines.
 HYPERPARAMETERS = ("tgcvg", "corl", "gta")
-LEARNERS = {"td3_bc": td3_bc, "bc": bc, "iql": iql, "rebrac": rebrac, "mcq": mcq}
+LEARNERS = {
+    "td3_bc": td3_bc,
+    "cql": cql,
+    "bc": bc,
+    "iql": iql,
+    "rebrac": rebrac,
+    "mcq": mcq,
+    "dt": dt,
+}

@@ -63,13 +63,22 @@ class Config:
 
 # Returns that CORL and TGCVG ask for. Else it is the task's max_score (1 in D4RL's antmaze).
 TARGETS = {"halfcheetah": 12_000.0, "hopper": 3_600.0, "walker2d": 5_000.0, "maze2d": 280.0}
-# CORL's configs. Of two published versions of walker2d's, those like the other robots'.
+# CORL's configs. Some versions of walker2d's have reward_scale 1; here it is the other robots'.
 CORL = {"batch_size": 4096, "learning_rate": 8e-4, "synthetic_return_factor": 1.0}
 CORL_DOMAINS = {
     "maze2d": {"reward_scale": 1.0},
     "antmaze": {"reward_scale": 1.0, "batch_size": 64, "learning_rate": 1e-4},
 }
-PRESETS = {"paper": {}, "quick": {"num_steps": 10_000}}
+PRESETS = {
+    "paper": {},
+    "quick": {
+        "num_steps": 10_000,
+        "batch_size": 64,
+        "hidden_dim": 64,
+        "learning_rate": 8e-4,
+        "warmup_steps": 500,
+    },
+}
 
 
 def for_task(task: Task, hyperparameters: str = "tgcvg") -> Config:

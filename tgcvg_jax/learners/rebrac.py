@@ -289,11 +289,12 @@ def make(task: Task, config: Config) -> Learner:
 
 
 def _require_next_actions(dataset: Dataset) -> None:
-    """Of single transitions, the buffer would keep the terminal ones alone."""
+    """Of data that are single transitions, the buffer would keep the terminal ones alone."""
     source, followed = np.asarray(dataset.source), np.asarray(dataset.remaining) > 1
+    needed = np.asarray(dataset.transition.discount) > 0.0
     for value, name in ((ORIGINAL, "original"), (SYNTHETIC, "synthetic")):
-        of_it = source == value
-        if np.any(of_it) and not np.any(followed[of_it]):
+        of_it = needed & (source == value)
+        if np.any(of_it) and not np.any(of_it & followed):
             raise UserError(
                 f"rebrac needs the actions that follow, but the {name} data are single "
                 "transitions; use sequences, or another learner"

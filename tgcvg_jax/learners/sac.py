@@ -1,8 +1,8 @@
 """SAC (Haarnoja et al. 2018), the online learner that D4RL's locomotion data were collected with.
 
-It is no offline learner and so not in `LEARNERS`: `collection/online.py` runs its chunk of updates between
-steps of the simulator. Its data is a ring of fixed capacity with a size, so that one compiled
-program serves while it fills.
+It is no offline learner and so not in `LEARNERS`: `collection/online.py` runs its chunk of updates
+between steps of the simulator. Its data is a ring of fixed capacity with a size, so that one
+compiled program serves while it fills.
 """
 
 from __future__ import annotations
