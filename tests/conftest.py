@@ -9,7 +9,7 @@ import pytest
 
 from tgcvg_jax import training
 from tgcvg_jax.data.dataset import make_dataset
-from tgcvg_jax.learners import td3_bc
+from tgcvg_jax.learners import bc, cql, dt, iql, mcq, rebrac, td3_bc
 from tgcvg_jax.models import any_step_dynamics, transformer_cql
 from tgcvg_jax.synthesizers import tgcvg
 from tgcvg_jax.types import Learner, Task, Transition
@@ -85,6 +85,20 @@ def configs():
     )  # fmt: skip
     return {
         "td3_bc": td3_bc.Config(num_steps=12, batch_size=8, hidden_dims=(8,)),
+        "iql": iql.Config(num_steps=12, batch_size=8, hidden_dims=(8,)),
+        "bc": bc.Config(num_steps=12, batch_size=8, hidden_dims=(8,), top_fraction=0.5),
+        "rebrac": rebrac.Config(num_steps=12, batch_size=8, hidden_dims=(8, 8)),
+        "cql": cql.Config(
+            num_steps=12, batch_size=8, hidden_dims=(8,), critic_hidden_dims=(8,), lagrange=True,
+            num_action_samples=2,
+        ),  # fmt: skip
+        "mcq": mcq.Config(
+            num_steps=12, batch_size=8, hidden_dims=(8,), vae_hidden_dim=8, num_sampled_actions=2
+        ),
+        "dt": dt.Config(
+            num_steps=12, batch_size=8, context_length=4, hidden_dim=8, num_blocks=1,
+            warmup_steps=5, episode_length=40,
+        ),
         "transformer_cql": policy,
         "any_step_dynamics": dynamics,
         "tgcvg": tgcvg.Config(policy=policy, dynamics=dynamics, window_length=9, rollout_batch=7),
