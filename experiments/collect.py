@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 
@@ -75,8 +76,9 @@ def main() -> None:
     if already_written(collector.directory, dataset_id, identity):
         print(f"collected already: use it with --env={dataset_id}")
         return
-    export.require_new(dataset_id, FLAGS.out)
-    _main.require_writable(collector.directory)
+    destination, _ = export.require_new(dataset_id, FLAGS.out)
+    for folder in (collector.directory, destination.parents[dataset_id.count("/")]):
+        _main.require_writable(folder)
     start = time.perf_counter()
     dataset = collector.collect(level, FLAGS.num_transitions)
     seconds = time.perf_counter() - start
@@ -98,21 +100,30 @@ def environment(name: str) -> Task:
     Raises:
       UserError: a dataset's name, or none at all.
     """
-    if name in tasks.TASKS:
-        known = tasks.TASKS[name]
-        raise UserError(
-            f"--env={name} names a dataset; what is collected here never carries such a name; give "
-            f"an environment such as --env={known.domain} or {known.environment}"
-        )
-    return data.resolve(name)
+    task = data.resolve(name)
+    if not task.sources:
+        return task
+    robot = tasks.robot_of(task.environment)
+    like = [t.name for t in tasks.ENVIRONMENTS.values() if tasks.robot_of(t.environment) == robot]
+    raise UserError(
+        f"--env={name} names a dataset; what is collected here never carries such a name; give an "
+        f"environment such as --env={' or '.join([*like[:1], task.environment])}"
+    )
 
 
 def check_level(task: Task) -> str:
     """The level, once --level, --policy and --env are known to fit each other."""
+    if FLAGS["policy"].present and not FLAGS.policy:
+        raise UserError("--policy is empty; name a file, or leave it out")
+    by_sac = not FLAGS.policy and task.domain not in recipes.MAZE_LEVELS
+    for flag in ("train_steps", "medium_score", "medium_return", "set"):
+        if FLAGS[flag].present and not by_sac:
+            raise UserError(f"--{flag} is for SAC, which this does not need; leave it out")
     allowed = recipes.levels(task)
     own_policy = bool(FLAGS.policy) and task.domain not in recipes.MAZE_LEVELS
     if FLAGS.level is not None and (own_policy or FLAGS.level not in allowed):
-        takes = "leave it out" if own_policy else f"it takes --level={'|'.join(allowed)}"
+        takes = "leave out --level or --policy"
+        takes = takes if own_policy else f"it takes --level={'|'.join(allowed)}"
         raise UserError(f"--level={FLAGS.level} is not for this ({task.name}); {takes}")
     if task.domain == "antmaze" and not FLAGS.policy:
         raise UserError(f"--env={task.name} needs --policy, a policy that walks in a direction")
@@ -130,6 +141,7 @@ def default_id(task: Task, level: str) -> str:
     name = task.name.split("/")[-1].lower()
     if (task.domain == "antmaze" and task.family != "antmaze-umaze") or level == "diverse":
         name = f"{name}-{level}"
+    level = re.sub(r"[^\w-]+", "-", level).strip("-")
     return f"tgcvg/{name}/{'generated' if task.domain in tasks.MAZES else level}-v0"
 
 

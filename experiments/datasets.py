@@ -32,6 +32,7 @@ from experiments import _main
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, plotting, reporting, tasks
 from tgcvg_jax.data import export, minari, statistics, synthetic
+from tgcvg_jax.data.validate import open_hdf5
 from tgcvg_jax.files import atomic_path
 from tgcvg_jax.ops import scores
 from tgcvg_jax.types import Dataset, Source, Task, UserError
@@ -110,7 +111,8 @@ def info() -> None:
     directory = _main.task_dir(task, "info")
     _main.require_writable(directory)
     found = statistics.describe(dataset)
-    score = scores.normalized_score(found.returns.mean, task)
+    whole = task.domain != "maze2d" and not found.segments  # a segment's return is no score
+    score = scores.normalized_score(found.returns.mean, task) if whole else None
     suggestion = None if found.segments else statistics.suggest_tgcvg(found, task)
     plotting.return_histogram(directory / "returns.png", task, data.episode_returns(dataset))
     paper = _paper_settings(task)
@@ -200,7 +202,8 @@ def download() -> None:
     if source.kind == "bundled":
         print(f"{FLAGS.env} is bundled, nothing to download: {place}")
     elif place is not None:
-        print(f"already there: {place}")
+        with open_hdf5(place if place.is_file() else place / "data" / "main_data.hdf5"):
+            print(f"already there: {place}")
     else:
         start = time.perf_counter()
         place = data.obtain(source, FLAGS.data_dir)
@@ -227,7 +230,10 @@ def export_data() -> None:
     name = where.name if where.is_file() else minari.make_task(where).name
     parts = [f"{name} ({dataset.size:,} transitions)"]
     if FLAGS.augmented_with:
-        added = synthetic.read(Path(FLAGS.augmented_with).expanduser(), task)
+        with open_hdf5(path := Path(FLAGS.augmented_with).expanduser()):
+            if not synthetic.is_synthetic(path):
+                raise UserError(f"--augmented_with={path}: is no file that synthesize made")
+        added = synthetic.read(path, task)
         name = Path(FLAGS.augmented_with).name
         parts.append(f"{name} ({added.size:,} synthetic transitions)")
         dataset = data.concatenate([dataset, added])

@@ -117,8 +117,9 @@ def score_dynamics(task: Task, config: any_step_dynamics.Config, states: Any) ->
     ]
     print(_main.table(rows, ("", "root mean square", "median")))
     reward_error = error["reward_rms"]
-    known = np.isfinite(reward_error)  # in AntMaze the goal is not part of the state
-    print(f"reward error, root mean square: {f'{reward_error:.4f}' if known else 'unknown'}")
+    unknown = "unknown, the goal is not part of the state"  # in AntMaze
+    known = f"{reward_error:.4f}" if np.isfinite(reward_error) else unknown
+    print(f"reward error, root mean square: {known}")
 
 
 def _abstract_state(task: Task, learner: Learner, num_seeds: int) -> Any:

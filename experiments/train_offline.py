@@ -155,10 +155,12 @@ def report(task: Task, evaluation: rollout.Evaluation, seeds: list[int], directo
     print()
     print(_main.table(rows, ("seed", "return", "± episodes", "score")))
     summary = scores.summarize(values)
-    print(
-        f"\n{unit}: {summary.mean:.1f} ± {summary.std:.1f} over {len(seeds)} seeds, 95 % interval "
-        f"[{summary.low:.1f}, {summary.high:.1f}], {evaluation.returns.shape[1]} episodes each"
-    )
+    spread = "of one seed"
+    if len(seeds) > 1:
+        spread = f"± {summary.std:.1f} over {len(seeds)} seeds, 95 % interval "
+        spread += f"[{summary.low:.1f}, {summary.high:.1f}]"
+    episodes = evaluation.returns.shape[1]
+    print(f"\n{unit}: {summary.mean:.1f} {spread}, {episodes} episodes each")
     print(f"written to {directory}/: scores.csv, metrics.csv, learning_curve.png")
 
 

@@ -91,7 +91,7 @@ def configs():
         "cql": cql.Config(
             num_steps=12, batch_size=8, hidden_dims=(8,), critic_hidden_dims=(8,), lagrange=True,
             num_action_samples=2,
-        ),  # fmt: skip
+        ),
         "mcq": mcq.Config(
             num_steps=12, batch_size=8, hidden_dims=(8,), vae_hidden_dim=8, num_sampled_actions=2
         ),

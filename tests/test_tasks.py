@@ -6,7 +6,7 @@ import pytest
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, envs
 from tgcvg_jax.synthesizers import tgcvg
-from tgcvg_jax.tasks import ENVIRONMENTS, TASKS, tgcvg_settings
+from tgcvg_jax.tasks import ENVIRONMENTS, TASKS, minari_family, tgcvg_settings
 
 # Table 6 of the paper: L, lambda, K; and m and the hidden width of ADMPO's configs.
 PAPER = {
@@ -75,6 +75,24 @@ def test_environments_are_as_the_table_says(environment):
         dims = (task.observation_dim, task.action_dim)
         assert dims == (tasks[0].observation_dim, tasks[0].action_dim)
         assert task.episode_length == gymnasium.spec(environment).max_episode_steps
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "family"),
+    [
+        ("mujoco/hopper/medium-v0", "Hopper-v5", "hopper-medium"),
+        ("tgcvg/hopper/medium-replay-v0", "Hopper-v4", "hopper-medium-replay"),
+        ("tgcvg/maze2d-large/generated-v0", "tgcvg/Maze2D-large-v1", "maze2d-large"),
+        ("me/ant-v0", "tgcvg/AntMaze-medium-v2", "antmaze-medium"),
+        ("mine/maze-aug-v0", "tgcvg/Maze2D-large-dense-v1", "maze2d-large-dense"),
+        ("me/x-v0", "tgcvg/Hopper-v2", "hopper"),
+        ("D4RL/antmaze/large-play-v1", "AntMaze_Large-v4", "antmaze-large-play"),
+        ("other/thing/else-v0", "Pendulum-v1", "thing-else"),
+    ],
+)
+def test_family_of_minari_datasets(name, environment, family):
+    """An id that tells nothing must not cost a maze its settings."""
+    assert minari_family(name, environment) == family
 
 
 def test_short_names_resolve():

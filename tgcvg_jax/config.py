@@ -15,7 +15,7 @@ UNIT_INTERVAL = (
     "dropout", "holdout_fraction", "discount", "tau", "original_share", "data_weight", "expectile",
     "top_fraction",
 )  # fmt: skip
-SIGNED = ("reward_shift", "min_log_std", "clip_diff_min", "clip_diff_max")
+SIGNED = ("reward_shift", "min_log_std", "clip_diff_min", "clip_diff_max", "target_return")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

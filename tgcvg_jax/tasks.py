@@ -213,13 +213,27 @@ def _minari_tasks() -> Iterator[Task]:
         )  # fmt: skip
 
 
-def minari_family(dataset_id: str) -> str:
-    """Family of a Minari id: `mujoco/hopper/medium-v0` is of `hopper-medium`.
+def robot_of(environment: str) -> str:
+    """`Hopper` of `Hopper-v4` and of `tgcvg/Hopper-v2`, which differ in the simulator alone."""
+    return re.sub(r"-v\d+$", "", environment).rpartition("/")[2]
 
-    Sets of our own making are called `<namespace>/<environment>/generated-v0`.
+
+def minari_family(dataset_id: str, environment: str = "") -> str:
+    """Family of a Minari dataset: `mujoco/hopper/medium-v0` is of `hopper-medium`.
+
+    Sets of our own making are called `<namespace>/<environment>/generated-v0`. Where an id tells
+    nothing of a known environment, the family is the environment's.
+
+    Args:
+      dataset_id: the id.
+      environment: the Gymnasium id that its metadata names.
     """
     words = re.sub(r"-v\d+$", "", dataset_id).split("/")
-    return "-".join(words[-2:]).removesuffix("-generated")
+    family = "-".join(words[-2:]).removesuffix("-generated")
+    for known in ENVIRONMENTS.values():
+        if robot_of(known.environment) == robot_of(environment):
+            return family if family.split("-")[0] == known.domain else known.family
+    return family
 
 
 ENVIRONMENTS: dict[str, Task] = _environments()

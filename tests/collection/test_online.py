@@ -25,9 +25,9 @@ def short(monkeypatch):
     monkeypatch.setattr(online, "EVAL_EPISODES", 1)
 
 
-def run(directory, num_steps=300, medium_return=1e9):
+def run(directory, num_steps=300):
     config = dataclasses.replace(CONFIG, num_steps=num_steps)
-    return online.OnlineRun(TASK, config, directory, 0, medium_return)
+    return online.OnlineRun(TASK, config, directory, 0)
 
 
 def contents(directory):
@@ -45,7 +45,7 @@ def whole(tmp_path_factory):
         patch.setattr(online, "CHECK_STEPS", 50)
         patch.setattr(online, "EVAL_EPISODES", 1)
         directory = tmp_path_factory.mktemp("whole")
-        run(directory).train(until_medium=False)
+        run(directory).train()
     return directory
 
 
@@ -60,12 +60,12 @@ def test_it_trains_and_keeps_everything(whole):
     before = online.initial_policy(TASK, CONFIG, 0)
     after = read_policy(whole / "last.npz", TASK)
     assert not np.allclose(before.arrays["W0"], after.arrays["W0"])
-    assert done.milestone() is None
+    assert done.milestone(1e9) is None
 
 
 def test_finished_is_finished(whole):
     before = contents(whole)
-    run(whole).train(until_medium=False)
+    run(whole).train()
     assert contents(whole) == before
 
 
@@ -83,20 +83,20 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(whole, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(online._Trainer, "play", play_until)
-        run(tmp_path).train(until_medium=False)
+        run(tmp_path).train()
     again = run(tmp_path)
     assert 0 < again.step < 300
     again.replay.add([episode_of(again)])  # saved, but the kill came before the checkpoint
-    again.train(until_medium=False)
+    again.train()
     assert contents(tmp_path) == contents(whole)
     a, b = (run(d).replay.read(TASK) for d in (tmp_path, whole))
     jax.tree.map(np.testing.assert_array_equal, a.transition, b.transition)
 
 
 def test_a_longer_run_goes_on_as_if_it_had_been_long_at_once(whole, tmp_path):
-    run(tmp_path, num_steps=150).train(until_medium=False)
+    run(tmp_path, num_steps=150).train()
     assert run(tmp_path).step < 250
-    run(tmp_path).train(until_medium=False)
+    run(tmp_path).train()
     one, other = contents(tmp_path), contents(whole)
     assert {k: v for k, v in one.items() if k != "metrics.csv"} == {
         k: v for k, v in other.items() if k != "metrics.csv"
@@ -112,38 +112,41 @@ def episode_of(done):
 
 
 def test_stops_at_the_medium_policy_and_goes_on(tmp_path, whole):
-    done = run(tmp_path, medium_return=-1e9)
-    done.train(until_medium=True)
-    milestone = done.milestone()
-    assert milestone.step == done.step < 200
+    done = run(tmp_path)
+    done.train(until_return=-1e9)
+    milestone = done.milestone(-1e9)
+    assert milestone.step == milestone.reached == done.step < 200
     assert read_policy(milestone.policy, TASK).shape == (11, 3)
-    done.train(until_medium=False)
-    assert done.step >= 300 and done.milestone() == milestone
+    done.train()
+    assert done.step >= 300 and done.milestone(-1e9) == milestone
 
 
 def test_medium_is_the_nearest_until_one_reaches_it(tmp_path, monkeypatch):
-    """A jump over the target does not make an expert medium."""
-    returns = iter([5.0, 33.0, 8.0, 90.0, 41.0, 40.0, 40.0, 40.0])
+    """A jump over the target does not make an expert medium; any return may be medium later."""
+    returns = iter([5.0, 33.0, 8.0, 90.0, 41.0, 95.0, 40.0, 40.0])
     monkeypatch.setattr(online, "_evaluate", lambda *_: next(returns))
-    done = run(tmp_path, medium_return=40.0)
-    done.train(until_medium=False)
-    milestone = done.milestone()
-    assert milestone.mean_return == 33.0
+    done = run(tmp_path)
+    done.train()
+    milestone = done.milestone(40.0)
+    assert milestone.mean_return == 33.0 and milestone.reached > milestone.step
     with np.load(milestone.policy) as file:
         assert json.loads(str(file["meta"]))["mean_return"] == 33.0
+    assert done.milestone(10.0).mean_return == 5.0
+    assert done.milestone(89.0).mean_return == 90.0
+    assert done.milestone(96.0) is None
 
 
 def test_divergence_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(online._Trainer, "take_metrics", lambda self: {"q": np.array([np.nan])})
     done = run(tmp_path)
     with pytest.raises(DivergenceError, match="q is not finite"):
-        done.train(until_medium=False)
+        done.train()
     assert done.step == 0
 
 
 def test_a_longer_training_is_not_taken_for_a_shorter(whole):
     with pytest.raises(UserError, match="more than the 100 asked for"):
-        run(whole, num_steps=100).train(until_medium=False)
+        run(whole, num_steps=100).train()
 
 
 def test_the_file_policy_is_the_learners(whole):

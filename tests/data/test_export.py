@@ -255,6 +255,7 @@ def test_stores(recorded, store, tmp_path):
     assert not store.exists()
     check_error("needs a namespace, as in mine/short-v1", recorded, "short-v1")
     check_error("namespace mujoco is for its published", recorded, "mujoco/hopper/mine-v0")
+    check_error("Minari keeps `data` for itself", recorded, "mine/data/x-v0")
     assert not store.exists()
 
 

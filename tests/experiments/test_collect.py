@@ -111,6 +111,9 @@ def test_any_gymnasium_environment(place):
     ("arguments", "message"),
     [
         (["--env=hopper-medium-v2"], "names a dataset.*--env=hopper or tgcvg/Hopper-v2"),
+        (["--env=antmaze-umaze-v2"], "names a dataset.*--env=antmaze-umaze or tgcvg/AntMaze-uma"),
+        (["--env=maze2d-umaze", "--train_steps=7"], "--train_steps is for SAC"),
+        (["--env=hopper", "--policy="], "--policy is empty"),
         (["--env=maze2d-umaze", "--level=medium"], "--level=medium is not for this"),
         (["--env=maze2d-umaze", "--policy=p.npz"], "leave --policy out"),
         (["--env=antmaze-umaze"], "needs --policy"),

@@ -263,7 +263,7 @@ def test_export_and_back(run, tmp_path, mini):
 
 def test_export_of_augmented_data(run, tmp_path, mini):
     synthetic = segments(mini)
-    export.to_d4rl(synthetic, tmp_path / "synthetic.hdf5")
+    export.to_d4rl(synthetic, tmp_path / "synthetic.hdf5", attributes={"identity": "{}"})
     result = run(
         "export", f"--env={ENV}", "--augmented_with=synthetic.hdf5", "--to=d4rl", "--out=all.hdf5"
     )

@@ -57,31 +57,26 @@ class OnlineRun:
     """One training of SAC, in a folder.
 
     It holds `replay/` (all episodes in order), Orbax checkpoints, `metrics.csv`, and policies:
-    `last.npz`, and `medium.npz` with `medium.json`: of all policies tried until the first that
-    reached the medium return, the one whose return came nearest to it.
+    `last.npz`, and in `records/` each that was better than all before it, with their returns in
+    `records.json`, so that it can be said afterwards which return is medium.
 
     Args:
       task: names the environment.
       config: SAC's; `num_steps` may grow from run to run.
       directory: of the run.
       seed: of everything.
-      medium_return: the return that makes a policy `medium`.
 
     Raises:
       UserError: the folder holds another run.
     """
 
-    def __init__(
-        self, task: Task, config: sac.Config, directory: Path, seed: int, medium_return: float
-    ):
+    def __init__(self, task: Task, config: sac.Config, directory: Path, seed: int):
         self.task, self.config, self.directory, self.seed = task, config, directory, seed
-        self._medium_return = medium_return
         identity = {
             "kind": "sac",
             "task": config_lib.to_dict(task),
             "config": config_lib.to_dict(config),
             "seed": seed,
-            "medium_return": medium_return,
         }
         self._checkpointer = Checkpointer(directory, identity)
         self.replay = Parts(directory / "replay", {"run": "sac"})
@@ -92,32 +87,41 @@ class OnlineRun:
         """Environment steps that are safe on disk."""
         return self._checkpointer.latest() or 0
 
-    def milestone(self) -> Milestone | None:
-        """The medium policy, once one has reached the medium return."""
-        candidate = self._candidate(self.step)
-        if candidate is None or candidate["reached"] is None:
-            return None
-        path = self.directory / "medium.npz"
-        return Milestone(candidate["step"], candidate["mean_return"], path, candidate["reached"])
+    def milestone(self, medium_return: float) -> Milestone | None:
+        """The medium policy, once one has reached that return.
 
-    def _candidate(self, step: int) -> dict | None:
-        """What is known at `step` of the policy nearest to the medium return.
-
-        What a run that was killed found after its last save will be found again.
+        Of the policies until then the one whose return came nearest to it; it is among the records.
         """
-        file = self.directory / "medium.json"
-        found = json.loads(file.read_text()) if file.exists() else None
-        if found is None or found["step"] > step:
-            return None
-        if found["reached"] is not None and found["reached"] > step:
-            found["reached"] = None
-        return found
+        return self._milestone(medium_return, self.step)
 
-    def train(self, *, until_medium: bool, console: reporting.Console | None = None) -> None:
+    def _milestone(self, medium_return: float, step: int) -> Milestone | None:
+        records = self._records(step)
+        reached = next((s for s, value in records if value >= medium_return), None)
+        if reached is None:
+            return None
+        until = [record for record in records if record[0] <= reached]
+        at, value = min(until, key=lambda record: abs(record[1] - medium_return))
+        return Milestone(at, value, self._record_path(at), reached)
+
+    def _records(self, step: int) -> list[tuple[int, float]]:
+        """(step, return) of the records until `step`.
+
+        Later ones are of a run that was killed after its last save; they will be found again.
+        """
+        file = self.directory / "records.json"
+        found = json.loads(file.read_text()) if file.exists() else []
+        return [(at, value) for at, value in found if at <= step]
+
+    def _record_path(self, step: int) -> Path:
+        return self.directory / "records" / f"{step:09d}.npz"
+
+    def train(
+        self, *, until_return: float | None = None, console: reporting.Console | None = None
+    ) -> None:
         """Trains for `config.num_steps` environment steps, to the end of the last episode.
 
         Args:
-          until_medium: whether to stop once a policy has reached the medium return.
+          until_return: stop once a policy has reached it.
           console: progress.
 
         Raises:
@@ -126,7 +130,7 @@ class OnlineRun:
         """
         console = console or reporting.Console(enabled=False)
         saved = self.step
-        if until_medium and self.milestone():
+        if until_return is not None and self.milestone(until_return):
             return
         if saved > self.config.num_steps + self.task.episode_length:
             raise UserError(
@@ -158,8 +162,8 @@ class OnlineRun:
                     metrics = {"return": np.array([mean_return]), **trainer.take_metrics()}
                     self._require_finite(metrics, step)
                     log.write(step, metrics, [self.seed])
-                    reached = self._consider(policy, step, mean_return)
-                    finished |= until_medium and reached
+                    self._consider(policy, step, mean_return)
+                    finished |= until_return is not None and mean_return >= until_return
                     if step // SAVE_STEPS == saved // SAVE_STEPS and not finished:
                         continue
                     saved = step
@@ -167,30 +171,24 @@ class OnlineRun:
                     # Episodes and policies first: what is newer than the checkpoint is ignored.
                     self.replay.add(unsaved)
                     unsaved = []
-                    self._write(policy, "last.npz", step, mean_return)
+                    self._write(policy, self.directory / "last.npz", step, mean_return)
                     self._checkpointer.save(step, trainer.state)
                     log.flush()
         finally:
             env.close()
             test_env.close()
 
-    def _consider(self, policy: MLPPolicy, step: int, mean_return: float) -> bool:
-        """Keeps the policy if it is the nearest to medium yet; whether medium has been reached."""
-        best = self._candidate(step)
-        if best is not None and best["reached"] is not None:
-            return True
-        off = abs(mean_return - self._medium_return)
-        if best is None or off < abs(best["mean_return"] - self._medium_return):
-            self._write(policy, "medium.npz", step, mean_return)
-            best = {"step": step, "mean_return": mean_return}
-        best["reached"] = step if mean_return >= self._medium_return else None
-        with atomic_path(self.directory / "medium.json") as temporary:
-            temporary.write_text(json.dumps(best))
-        return best["reached"] is not None
+    def _consider(self, policy: MLPPolicy, step: int, mean_return: float) -> None:
+        """Keeps the policy if it is a record."""
+        records = self._records(step - 1)
+        if all(mean_return > value for _, value in records):
+            self._write(policy, self._record_path(step), step, mean_return)
+            with atomic_path(self.directory / "records.json") as temporary:
+                temporary.write_text(json.dumps([*records, (step, mean_return)]))
 
-    def _write(self, policy: MLPPolicy, name: str, step: int, mean_return: float) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_policy(self.directory / name, policy, environment=self.task.environment,
+    def _write(self, policy: MLPPolicy, path: Path, step: int, mean_return: float) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_policy(path, policy, environment=self.task.environment,
                      step=step, mean_return=mean_return)  # fmt: skip
 
     def _require_finite(self, metrics: dict[str, np.ndarray], step: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tgcvg_jax.files import atomic_path
+from tgcvg_jax.tasks import LOCOMOTION, robot_of
 from tgcvg_jax.types import Task, UserError, one_line
 
 DEFAULT_BOUNDS = (-np.inf, 2.0)  # of log_std
@@ -89,11 +90,17 @@ def read_policy(path: str | Path, task: Task) -> MLPPolicy:
         if meta.get("time_feature"):
             raise ValueError("policies that see the time are not supported")
         policy.act(np.zeros(policy.shape[0]), np.random.default_rng(0))
+        if bad := [name for name, x in arrays.items() if np.isnan(x.astype(np.float32)).any()]:
+            raise ValueError(f"NaN in {bad[0]}")
     except (OSError, ValueError, KeyError, AttributeError) as e:
         raise UserError(
             f"{path}: can't be read as a policy ({one_line(e)}); expected an npz file with W0, b0, "
             "..., log_std, as BUILD.md describes"
         ) from e
+    robot, made_for = robot_of(task.environment), robot_of(str(meta.get("environment", "")))
+    made_for = made_for or str(meta.get("env", ""))
+    if {robot, made_for} <= {r.name for r in LOCOMOTION.values()} and robot != made_for:
+        raise UserError(f"{path}: is for {made_for}, but {task.name} is {robot}")
     if policy.shape != (task.observation_dim, task.action_dim):
         raise UserError(
             f"{path}: is for {policy.shape[0]} observations and {policy.shape[1]} actions, but "

@@ -82,20 +82,19 @@ class Collector:
             half = -(-num_transitions // 2)
             return data.concatenate([self.collect(x, half) for x in ("medium", "expert")])
 
-        if self.medium_return is None:
+        if self.medium_return is None and level != "expert":
             raise UserError(f"{self.task.name} has no reference scores; say which return is medium")
-        run = online.OnlineRun(
-            self.task, self.sac, self.directory / "sac", self.seed, self.medium_return
-        )
-        run.train(until_medium=level != "expert", console=self.console)
+        run = online.OnlineRun(self.task, self.sac, self.directory / "sac", self.seed)
+        until = None if level == "expert" else self.medium_return
+        run.train(until_return=until, console=self.console)
         self._draw(run.directory)
         step, policy = run.step, run.directory / "last.npz"
         if level != "expert":
-            milestone = run.milestone()
+            milestone = run.milestone(self.medium_return)
             if milestone is None:
                 raise UserError(
                     f"SAC did not reach a return of {self.medium_return:.1f} in {step:,} steps; "
-                    "train it for longer, or ask for less"
+                    "train it for longer, or call a lower return medium"
                 )
             step, policy = milestone.step, milestone.policy
             self.console.print(

@@ -166,7 +166,7 @@ def _read_d4rl(path: Path, task: Task, after_goal: Literal["drop", "keep"]) -> D
     trouble = None
     if made_in is None:
         trouble = oracle.check_physics(task, dataset.transition)
-    elif minari.robot_of(made_in) != minari.robot_of(task.environment):
+    elif tasks.robot_of(made_in) != tasks.robot_of(task.environment):
         raise UserError(f"{path}: was made for {made_in}, but {task.name} is in {task.environment}")
     elif made_in != task.environment:
         trouble = f"was made for {made_in}, but {task.name} is scored in {task.environment}"

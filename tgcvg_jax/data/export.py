@@ -101,6 +101,8 @@ def require_new(dataset_id: str, out: str | Path | None = None) -> tuple[Path, l
     parts = dataset_id.split("/")
     if len(parts) == 1:
         raise UserError(f"{dataset_id!r} needs a namespace, as in mine/{dataset_id}")
+    if "data" in parts:
+        raise UserError(f"{dataset_id!r}: Minari keeps `data` for itself; choose another name")
     if parts[0] in PUBLISHED:
         raise UserError(
             f"{dataset_id!r}: the namespace {parts[0]} is for its published datasets, which others "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def make_task(dataset_id: str | Path, store: str | Path | None = None) -> Task:
         episode_length=episode_length or _longest(place, dataset),
         min_score=metadata.get("ref_min_score"),
         max_score=metadata.get("ref_max_score"),
-        family=tasks.minari_family(name),
+        family=tasks.minari_family(name, environment),
         sources=(Source("minari", str(dataset_id)),),
     )
     if known is not None:
@@ -170,18 +170,20 @@ def read(
       UserError: no such dataset, or one that cannot be read or does not fit the task.
     """
     own_task = make_task(dataset_id, store)
-    robots = {robot_of(t.environment) for t in (own_task, task or own_task)}
+    robots = {tasks.robot_of(t.environment) for t in (own_task, task or own_task)}
     if len(robots - {""}) > 1:
         raise UserError(
             f"{dataset_id}: was collected in {own_task.environment}, but {task.name} is in "
             f"{task.environment}; is this dataset of another environment?"
         )
-    return from_episodes(str(dataset_id), task or own_task, episodes(dataset_id, store))
-
-
-def robot_of(environment: str) -> str:
-    """`Hopper` of `Hopper-v4` and of `tgcvg/Hopper-v2`, which differ in the simulator alone."""
-    return re.sub(r"-v\d+$", "", environment).rpartition("/")[2]
+    task = task or own_task
+    if own_task.environment and own_task.environment != task.environment:
+        warnings.warn(
+            f"{dataset_id}: was collected in {own_task.environment}, but {task.name} is scored in "
+            f"{task.environment}",
+            stacklevel=2,
+        )
+    return from_episodes(str(dataset_id), task, episodes(dataset_id, store))
 
 
 def from_episodes(where: str, task: Task, episodes: list[EpisodeData]) -> Dataset:

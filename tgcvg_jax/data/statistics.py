@@ -217,5 +217,6 @@ def suggest_tgcvg(statistics: Statistics, task: Task) -> Suggestion:
             reasons.append(f"the median episode is shorter than {SHORT} steps: the shorter K")
     if longest < window[1]:
         window = (min(window[0], longest), longest)
+        length = min(length, max(longest // 2, 1))  # H = K + 1 - L steps are generated
         reasons.append(f"no episode is longer than {longest} steps, nor can K be")
     return Suggestion(length, weight, window, tuple(reasons))

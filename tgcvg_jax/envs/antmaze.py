@@ -18,6 +18,7 @@ from typing import Any
 import gymnasium
 import mujoco
 import numpy as np
+from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 
 from tgcvg_jax.envs import grid as grids
 from tgcvg_jax.envs.grid import Cell, Grid
@@ -145,17 +146,20 @@ class AntMaze(gymnasium.Env):
 
     Args:
       maze: a key of `MAPS`.
+      render_mode: None or `rgb_array`.
 
     Raises:
       UserError: there is no such maze.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
-    def __init__(self, maze: str = "umaze"):
+    def __init__(self, maze: str = "umaze", render_mode: str | None = None):
         if maze not in MAPS:
             raise UserError(f"unknown maze {maze}; choose one of {', '.join(MAPS)}")
         self.maze = maze
+        self.render_mode = render_mode
+        self._renderer: MujocoRenderer | None = None
         self.grid = MAPS[maze]
         self.model = _model(self.grid)
         self.data = mujoco.MjData(self.model)
@@ -207,6 +211,27 @@ class AntMaze(gymnasium.Env):
         # MuJoCo did so itself in D4RL's days, so that D4RL's observations hold unit quaternions.
         mujoco.mj_normalizeQuat(self.model, self.data.qpos)
         mujoco.mj_forward(self.model, self.data)
+
+    def render(self) -> np.ndarray | None:
+        """The maze from above: [480, 480, 3] uint8."""
+        if self.render_mode is None:
+            return None
+        if self._renderer is None:
+            corners = np.array([centre(self.grid, cell) for cell in self.grid.walls()])
+            camera = dict(
+                lookat=np.append(corners.mean(axis=0), 0.0),
+                distance=1.5 * np.ptp(corners),
+                azimuth=90.0,
+                elevation=-90.0,
+            )
+            self._renderer = MujocoRenderer(self.model, self.data, camera, 480, 480)
+        return self._renderer.render("rgb_array")
+
+    def close(self) -> None:
+        """Frees the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
 
     def _observation(self) -> np.ndarray:
         return np.concatenate([self.data.qpos, self.data.qvel])

@@ -185,7 +185,10 @@ def rollout(
         return window, Transition(observation, action, reward, discount, next_observation)
 
     _, transitions = jax.lax.scan(step, context, noise)
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transitions)
+    t = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transitions)
+    # The compiler may round a state otherwise where it is emitted than where it is carried.
+    following = jnp.concatenate([t.observation[:, 1:], t.next_observation[:, -1:]], axis=1)
+    return t._replace(next_observation=following)
 
 
 def keep_plausible(transition: Transition, reward_range: Array, config: Config) -> Array:
