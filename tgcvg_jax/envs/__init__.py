@@ -137,7 +137,9 @@ def rescale_actions(env: gymnasium.Env) -> gymnasium.Env:
         return env
     if np.all(box.low == -1) and np.all(box.high == 1):
         return env
-    return gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_CHATTER)
+        return gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
 
 
 def _sorted(space: gymnasium.Space) -> gymnasium.Space:
