@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import warnings
 
@@ -78,3 +79,26 @@ def test_missing_package_is_a_user_error(monkeypatch):
     monkeypatch.setattr(gymnasium, "make", make)
     with pytest.raises(UserError, match="robot"):
         envs.make(HOPPER)
+
+
+class Unsorted(gymnasium.Env):
+    """Its dict of observations is not in the order of its keys."""
+
+    def __init__(self):
+        box = gymnasium.spaces.Box(-9, 9, (2,))
+        pairs = [("position", box), ("goal", box)]
+        self.observation_space = gymnasium.spaces.Dict(collections.OrderedDict(pairs))
+        self.action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return {"position": np.full(2, 1.0, np.float32), "goal": np.full(2, 5.0, np.float32)}, {}
+
+
+def test_dicts_are_flattened_in_the_order_that_minari_stores(monkeypatch):
+    """Minari sorts keys; Gymnasium's own FlattenObservation does not always."""
+    spec = gymnasium.envs.registration.EnvSpec("TgcvgUnsorted-v0", entry_point=Unsorted)
+    monkeypatch.setitem(gymnasium.registry, "TgcvgUnsorted-v0", spec)
+    env = envs.make(Task("unsorted", "TgcvgUnsorted-v0", 4, 1, 10))
+    np.testing.assert_array_equal(env.reset(seed=0)[0], [5, 5, 1, 1])
+    env.close()
