@@ -1,6 +1,9 @@
 """Small things that many tests share."""
 
 import dataclasses
+import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes, one GPU
 
 import jax
 import jax.numpy as jnp

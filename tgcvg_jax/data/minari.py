@@ -177,7 +177,8 @@ def read(
             f"{task.environment}; is this dataset of another environment?"
         )
     task = task or own_task
-    if own_task.environment and own_task.environment != task.environment:
+    environments = {own_task.environment, task.environment} - {""}
+    if len(environments) > 1:
         warnings.warn(
             f"{dataset_id}: was collected in {own_task.environment}, but {task.name} is scored in "
             f"{task.environment}",
