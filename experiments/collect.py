@@ -153,8 +153,7 @@ def make_collector(task: Task, level: str) -> recipes.Collector:
     if medium is None:
         medium = scores.return_of_score(FLAGS.medium_score, task)
     by_sac = policy is None and task.domain not in recipes.MAZE_LEVELS
-    needs_medium = by_sac and level != "random"
-    if needs_medium and medium is None:
+    if by_sac and level.startswith("medium") and medium is None:
         raise UserError(f"{task.name} has no reference scores; give --medium_return")
     return recipes.Collector(
         task=task,
