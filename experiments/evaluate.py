@@ -2,6 +2,7 @@
 
     python -m experiments.evaluate --env=E --checkpoint=runs/E/tgcvg/td3_bc --episodes=100
     python -m experiments.evaluate --env=E --checkpoint=runs/E/tgcvg/policy
+    python -m experiments.evaluate --env=E --checkpoint=runs/E/none/dt --target_return=1800
     python -m experiments.evaluate --env=E --checkpoint=runs/E/tgcvg/dynamics
 
 A learner is scored seed by seed. The policy of a synthesizer is scored twice, with sampled and with
@@ -36,6 +37,8 @@ flags.DEFINE_string("checkpoint", None, "Folder of a trained model, such as "
                     "runs/hopper-medium-v2/tgcvg/td3_bc.")  # fmt: skip
 flags.DEFINE_integer("episodes", None, "Evaluation episodes for each seed. Without it: the task's "
                      "own, 10 (mazes 100).", lower_bound=1)  # fmt: skip
+flags.DEFINE_float("target_return", None, "Return that dt acts for, in the environment's unit. "
+                   "Without it: its config's.")  # fmt: skip
 DYNAMICS_ROWS = 10_000
 
 
@@ -58,6 +61,8 @@ def main() -> None:
     config = config_lib.from_dict(module.Config, metadata["config"])
     learner = module.make(task, config)
     states = restore(checkpoint, _abstract_state(task, learner, len(metadata["seeds"])))
+    if FLAGS.target_return is not None and metadata["kind"] != "dt":
+        raise UserError("--target_return is for dt; no other policy is conditioned on a return")
     if learner.policy is not None:
         score_policy(metadata["kind"], task, learner, states, metadata["seeds"])
     elif metadata["kind"] == "any_step_dynamics":
@@ -74,7 +79,8 @@ def score_policy(kind: str, task: Task, learner: Learner, states: Any, seeds: li
     for mode, deterministic in modes.items():
         evaluation = rollout.evaluate(
             learner.policy, states, task, episodes=FLAGS.episodes or task.eval_episodes,
-            seed=FLAGS.seed, deterministic=deterministic, progress=True,
+            seed=FLAGS.seed, deterministic=deterministic, target_return=FLAGS.target_return,
+            progress=True,
         )  # fmt: skip
         score = evaluation.normalized_score
         values = evaluation.return_mean if score is None else score

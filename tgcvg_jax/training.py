@@ -81,11 +81,13 @@ class Chunk(NamedTuple):
     """The compiled loop of `fit`, before compilation.
 
     Attributes:
+      step: (state, keys, data) -> (state, metrics), one update of all seeds; the loop's body.
       run: (state, metric sums, keys, data, number of updates) -> (state, metric sums), jitted.
         State and sums have a leading seed axis and are donated.
       zero_sums: (state, keys, data) -> zeros in the shape of the metrics.
     """
 
+    step: Callable[..., tuple[PyTree, PyTree]]
     run: Callable[..., tuple[PyTree, PyTree]]
     zero_sums: Callable[..., PyTree]
 
@@ -112,7 +114,7 @@ def make_chunk(learner: Learner) -> Chunk:
         _, metrics = jax.eval_shape(step_seeds, state, keys, data)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
-    return Chunk(run, zero_sums)
+    return Chunk(step_seeds, run, zero_sums)
 
 
 def fit(

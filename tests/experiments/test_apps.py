@@ -179,6 +179,25 @@ def test_train_offline_and_evaluate(made):
         "evaluate", f"--env={ENV}", f"--checkpoint={directory}", "--episodes=2", cwd=folder
     )
     assert f"{float(scores[0]['return_mean']):.1f}" in result.stdout
+    wrong = run(
+        "evaluate", f"--env={ENV}", f"--checkpoint={directory}", "--target_return=9", cwd=folder
+    )
+    assert wrong.returncode == 2 and "--target_return is for dt" in wrong.stderr
+
+
+def test_dt_on_synthetic_sequences(made):
+    folder, _ = made
+    result = run(
+        "train_offline", f"--env={ENV}", "--preset=quick", "--synthesizer=tgcvg", "--learner=dt",
+        "--num_seeds=1", "--num_steps=4", "--episodes=1", "--num_evaluations=1",
+        "--set=learner.hidden_dim=8", "--set=learner.num_blocks=1", "--set=learner.batch_size=4",
+        cwd=folder,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    checkpoint = f"--checkpoint={folder / 'runs' / ENV / 'tgcvg' / 'dt'}"
+    for target in ([], ["--target_return=1800"]):
+        result = run("evaluate", f"--env={ENV}", checkpoint, "--episodes=1", *target, cwd=folder)
+        assert result.returncode == 0 and result.stdout.count("dt ") == 1, result.stderr
 
 
 def _hdf5(path: Path, **fields):
