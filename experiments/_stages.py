@@ -12,8 +12,9 @@ from absl import flags
 from experiments import _main
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, reporting, training
-from tgcvg_jax.checkpoint import Checkpointer
+from tgcvg_jax.checkpoint import EXTENDABLE, Checkpointer
 from tgcvg_jax.data.dataset import fingerprint
+from tgcvg_jax.models import MODELS
 from tgcvg_jax.synthesizers import SYNTHESIZERS
 from tgcvg_jax.types import Dataset, Learner, Task
 
@@ -21,10 +22,10 @@ FLAGS = _main.FLAGS
 
 
 def define_variant() -> None:
-    """--variant, for the apps that train or run TGCVG."""
+    """--variant, for the apps that train or run a synthesizer."""
     flags.DEFINE_enum(
         "variant", "as_released", ["as_released", "as_paper"],
-        "Which to follow where TGCVG's paper and released code differ.",
+        "Which to follow where a paper and its released code differ.",
         module_name=sys.argv[0],  # a flag of the app, not of this module
     )  # fmt: skip
 
@@ -81,9 +82,15 @@ def open_checkpoints(
         model: Checkpointer(
             _main.task_dir(task, name, model),
             metadata(kinds[model], task, getattr(config, model), dataset, [FLAGS.seed]),
+            extendable=extendable(MODELS[kinds[model]]),
         )
         for model in models
     }
+
+
+def extendable(module: ModuleType) -> tuple[str, ...]:
+    """Fields of a module's config that may change between a run and its continuation."""
+    return getattr(module, "EXTENDABLE", EXTENDABLE)
 
 
 def train_model(

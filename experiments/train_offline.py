@@ -25,7 +25,7 @@ from absl import flags
 from experiments import _main, _stages
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, plotting, reporting, training
-from tgcvg_jax.checkpoint import EXTENDABLE, Checkpointer
+from tgcvg_jax.checkpoint import Checkpointer
 from tgcvg_jax.data import synthetic
 from tgcvg_jax.evaluation import rollout
 from tgcvg_jax.learners import HYPERPARAMETERS, LEARNERS
@@ -78,7 +78,7 @@ def main() -> None:
     checkpointer = Checkpointer(
         directory,
         _stages.metadata(FLAGS.learner, task, config, dataset, seeds),
-        extendable=getattr(module, "EXTENDABLE", EXTENDABLE),
+        extendable=_stages.extendable(module),
     )
     episodes = FLAGS.episodes or task.eval_episodes
     last: dict[int, rollout.Evaluation] = {}

@@ -13,8 +13,15 @@ import pytest
 from tgcvg_jax import training
 from tgcvg_jax.data.dataset import make_dataset
 from tgcvg_jax.learners import bc, cql, dt, iql, mcq, rebrac, td3_bc
-from tgcvg_jax.models import any_step_dynamics, transformer_cql
-from tgcvg_jax.synthesizers import tgcvg
+from tgcvg_jax.models import (
+    any_step_dynamics,
+    reward_model,
+    transformer_cql,
+    transition_denoiser,
+    window_denoiser,
+)
+from tgcvg_jax.ops.edm import Sampler
+from tgcvg_jax.synthesizers import gta, s4rl, synther, tgcvg
 from tgcvg_jax.types import Learner, Task, Transition
 
 S, A = 3, 2
@@ -86,6 +93,15 @@ def configs():
         max_steps=2, hidden_dim=8, num_layers=1, num_blocks=1, batch_size=8, epoch_steps=4,
         validation_size=16,
     )  # fmt: skip
+    window = window_denoiser.Config(
+        num_steps=12, batch_size=4, horizon=7, base_dim=2, dim_multiples=(1, 2), norm_groups=1,
+        num_heads=1, head_dim=4, terminal_penalty=2.0,
+    )  # fmt: skip
+    transition = transition_denoiser.Config(
+        num_steps=12, batch_size=8, width=8, num_layers=1, embedding_dim=8
+    )
+    reward = reward_model.Config(num_steps=12, batch_size=8, hidden_dims=(8,))
+    sampler = Sampler(num_steps=6)
     return {
         "td3_bc": td3_bc.Config(num_steps=12, batch_size=8, hidden_dims=(8,)),
         "iql": iql.Config(num_steps=12, batch_size=8, hidden_dims=(8,)),
@@ -104,6 +120,12 @@ def configs():
         ),
         "transformer_cql": policy,
         "any_step_dynamics": dynamics,
+        "window_denoiser": window,
+        "transition_denoiser": transition,
+        "reward_model": reward,
+        "gta": gta.Config(window, sampler, reward_model=reward, batch_size=9),
+        "synther": synther.Config(transition, sampler, batch_size=9),
+        "s4rl": s4rl.Config(segment_length=8, batch_size=9),
         "tgcvg": tgcvg.Config(policy=policy, dynamics=dynamics, window_length=9, rollout_batch=7),
     }
 
@@ -115,7 +137,11 @@ def synthesizer(task, configs):
 
 @pytest.fixture(scope="session")
 def model_states(synthesizer, dataset):
-    """Untrained states of the synthesizer's models, one seed."""
+    return untrained(synthesizer, dataset)
+
+
+def untrained(synthesizer, dataset):
+    """Initial states of a synthesizer's models, one seed."""
     states = {}
     for name, learner in synthesizer.models.items():
         state = training.init(learner, learner.prepare(dataset), (0,))

@@ -180,10 +180,31 @@ def fingerprint(dataset: Dataset) -> str:
     return f"{dataset.size} transitions, crc32 {check:08x}"
 
 
+def episode_starts(dataset: Dataset) -> np.ndarray:
+    """[M] bool, True on the first row of each episode or segment."""
+    return np.append(True, np.asarray(dataset.remaining)[:-1] == 1)
+
+
 def episode_returns(dataset: Dataset) -> np.ndarray:
     """Undiscounted return of each episode, [E]: of a segment, from its first row on."""
-    last = np.asarray(dataset.remaining) == 1
-    return np.asarray(dataset.return_to_go)[np.concatenate([[True], last[:-1]])]
+    return np.asarray(dataset.return_to_go)[episode_starts(dataset)]
+
+
+def discounted_returns(dataset: Dataset, reward: np.ndarray, discount: float) -> np.ndarray:
+    """sum_{i >= t} discount^{i - t} r_i to the end of the episode, time-outs included, [M] float64.
+
+    Args:
+      dataset: whose episodes.
+      reward: [M], the rewards to sum.
+      discount: gamma.
+    """
+    result = np.array(reward, np.float64)
+    order, num_starts = np.asarray(dataset.order), np.asarray(dataset.num_starts)
+    for remaining in range(2, len(num_starts)):  # rows by their distance from the episode's end
+        above = num_starts[remaining + 1] if remaining + 1 < len(num_starts) else 0
+        rows = order[above : num_starts[remaining]]
+        result[rows] += discount * result[rows + 1]
+    return result
 
 
 def blank(task: Task, size: int = 2_000) -> Dataset:

@@ -19,6 +19,10 @@ class Normalizer:
         """Raw to standardised."""
         return (x - self.mean) / self.std
 
+    def inverse(self, z: Array) -> Array:
+        """Standardised to raw."""
+        return z * self.std + self.mean
+
 
 def fit_normalizer(x: Array, *, eps: float, ddof: int = 0, floor: float = 0.0) -> Normalizer:
     """Statistics over all leading axes.

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tgcvg_jax.ops.permutation import random_permutation_at
 from tgcvg_jax.types import Array, Dataset, PRNGKey, Transition, UserError
 
 
@@ -54,6 +55,24 @@ def sample_starts(
     """
     draw = jax.random.randint(key, (batch_size,), 0, num_starts[length])
     return order[draw]
+
+
+def epoch_starts(key: PRNGKey, starts: Array, batch_size: int, chunk: Array) -> Array:
+    """Chunk after chunk of a random permutation of `starts`, and then of the next permutation.
+
+    Args:
+      key: PRNG key of the run.
+      starts: [W].
+      batch_size: at most W; what an epoch has beyond whole chunks is left out.
+      chunk: number of the chunk.
+
+    Returns:
+      [B], without replacement within an epoch.
+    """
+    chunks_per_epoch = len(starts) // batch_size
+    epoch, position = chunk // chunks_per_epoch, chunk % chunks_per_epoch
+    index = position * batch_size + jnp.arange(batch_size)
+    return starts[random_permutation_at(jax.random.fold_in(key, epoch), index, len(starts))]
 
 
 def take_windows(tree: Any, starts: Array, length: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from tgcvg_jax.types import Array, PRNGKey
 
@@ -39,6 +40,11 @@ def orthogonal(key: PRNGKey, shape: tuple[int, int], gain: float = 2.0**0.5) -> 
     return gain * (x if shape == (rows, columns) else x.T)
 
 
+def uniform(bound: float) -> Callable[[PRNGKey, Sequence[int]], Array]:
+    """U(-bound, bound); with 1/sqrt(fan_in) PyTorch's default for weights and biases."""
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
 class Linear(nn.Module):
     """x W + b.
 
@@ -49,6 +55,7 @@ class Linear(nn.Module):
       bound: draws weight and bias from U(-bound, bound) instead.
       bias: the constant that the bias starts from, instead of the scheme's.
       gain: of `orthogonal`, instead of sqrt(2).
+      dtype: computes in this type, instead of the one that input and parameters promote to.
     """
 
     features: int
@@ -56,15 +63,15 @@ class Linear(nn.Module):
     bound: float | None = None
     bias: float | None = None
     gain: float = 2.0**0.5
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., D] -> [..., features]."""
         fan_in = x.shape[-1]
         if self.init_scheme == "torch" or self.bound is not None:
-            bound = fan_in**-0.5 if self.bound is None else self.bound
-            uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)  # noqa: E731
-            kernel_init, bias_init = uniform, uniform
+            kernel_init = uniform(fan_in**-0.5 if self.bound is None else self.bound)
+            bias_init = kernel_init
         else:
             kernel_init = functools.partial(orthogonal, gain=self.gain)
             bias_init = nn.initializers.zeros_init()
@@ -72,6 +79,7 @@ class Linear(nn.Module):
             bias_init = nn.initializers.constant(self.bias)
         kernel = self.param("kernel", kernel_init, (fan_in, self.features))
         bias = self.param("bias", bias_init, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return x @ kernel + bias
 
 

@@ -17,7 +17,6 @@ from tgcvg_jax import tasks
 from tgcvg_jax.config import replace_nested
 from tgcvg_jax.data import windows
 from tgcvg_jax.models import any_step_dynamics, transformer_cql
-from tgcvg_jax.ops.permutation import random_permutation_at
 from tgcvg_jax.types import (
     Array,
     Dataset,
@@ -236,14 +235,9 @@ def make(task: Task, config: Config) -> Synthesizer:
         )
 
     def generate(states: dict[str, PyTree], data: Data, key: PRNGKey, chunk: Array) -> Trajectories:
-        # Windows without replacement: an epoch is a permutation of all of them, cut into chunks.
         batch_size = min(config.rollout_batch, len(data.starts))
-        chunks_per_epoch = len(data.starts) // batch_size
-        epoch, position = chunk // chunks_per_epoch, chunk % chunks_per_epoch
         epoch_key, chunk_key = jax.random.split(key)
-        index = position * batch_size + jnp.arange(batch_size)
-        epoch_key = jax.random.fold_in(epoch_key, epoch)
-        starts = data.starts[random_permutation_at(epoch_key, index, len(data.starts))]
+        starts = windows.epoch_starts(epoch_key, data.starts, batch_size, chunk)
 
         keys = jax.random.split(jax.random.fold_in(chunk_key, chunk), 3)
         action_shape = (horizon, batch_size, task.action_dim)
