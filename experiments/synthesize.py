@@ -29,6 +29,7 @@ from tgcvg_jax import config as config_lib
 from tgcvg_jax import plotting, reporting, training
 from tgcvg_jax.data.dataset import fingerprint
 from tgcvg_jax.data.synthetic import SyntheticStore, read_sample
+from tgcvg_jax.envs import oracle
 from tgcvg_jax.files import atomic_path
 from tgcvg_jax.synthesizers import SYNTHESIZERS, pipeline
 from tgcvg_jax.types import Dataset, Task, Transition, UserError
@@ -119,37 +120,49 @@ def _summarise(task: Task, dataset: Dataset, path: Path, logs: dict[str, Path]) 
     change_std = (original.next_observation - original.observation).std(axis=0) + 1e-6
     mean, std = original.observation.mean(axis=0), original.observation.std(axis=0) + 1e-6
 
-    def describe(t: Transition, lengths: np.ndarray, count: int) -> tuple[list[str], float]:
+    def describe(t: Transition, lengths: np.ndarray, count: int) -> dict[str, str]:
         change = (t.next_observation - t.observation) / change_std
         step = np.median(np.sqrt(np.mean(np.square(change), axis=1)))
-        far = (np.abs((t.observation - mean) / std) > 5).any(axis=1)
-        return [
-            f"{count:,}",
-            f"{len(lengths):,}",
-            f"{lengths.mean():.1f}",
-            f"{t.reward.mean():.3f} ± {t.reward.std():.3f}",
-            f"{1e3 * np.mean(t.discount == 0):.2f}",
-            f"{step:.3f}",
-            f"{100 * np.mean(far):.2f} %",
-        ], np.mean(far)
+        return {
+            "transitions": f"{count:,}",
+            "segments": f"{len(lengths):,}",
+            "mean length": f"{lengths.mean():.1f}",
+            "reward": f"{t.reward.mean():.3f} ± {t.reward.std():.3f}",
+            **_simulated(task, t, std),
+            "terminals per 1,000": f"{1e3 * np.mean(t.discount == 0):.2f}",
+            "median change per step (std)": f"{step:.3f}",
+            "states beyond 5 std": f"{100 * np.mean(_is_far(t, mean, std)):.2f} %",
+        }
 
     lengths = np.diff(np.flatnonzero(np.asarray(dataset.remaining) == 1), prepend=-1)
-    names = (
-        "transitions",
-        "segments",
-        "mean length",
-        "reward",
-        "terminals per 1,000",
-        "median change per step (std)",
-        "states beyond 5 std",
-    )
-    old, _ = describe(original, lengths, dataset.size)
-    new, far = describe(synthetic, segments, size)
+    old = describe(original, lengths, dataset.size)
+    new = describe(synthetic, segments, size)
     print()
-    print(_main.table(list(zip(names, old, new)), ("", "original", "synthetic")))
+    rows = [(name, old.get(name, "-"), new.get(name, "-")) for name in old | new]
+    print(_main.table(rows, ("", "original", "synthetic")))
+    far = np.mean(_is_far(synthetic, mean, std))
     if far > 0.1:
         print("\nMany synthetic states lie far outside the data: the models want longer training.")
     print(f"\nwritten to {path.parent}/: synthetic.hdf5, summary.png, metrics.csv, config.json")
+
+
+def _is_far(t: Transition, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """[M] bool, states with a dimension beyond five standard deviations."""
+    return (np.abs((t.observation - mean) / std) > 5).any(axis=1)
+
+
+def _simulated(task: Task, t: Transition, std: np.ndarray) -> dict[str, str]:
+    """What the simulator says of some transitions; nothing where it can't be set to a state."""
+    if not oracle.is_known(task):
+        return {}
+    rows = np.random.default_rng(FLAGS.seed).choice(len(t.reward), min(len(t.reward), 3_000), False)
+    t = jax.tree.map(lambda x: x[rows], t)
+    following, reward, valid = oracle.one_step(task, t.observation, t.action)
+    error = ((t.next_observation - following) / std)[valid]
+    entries = {"error of the step (std, rms)": f"{np.sqrt(np.mean(np.square(error))):.4f}"}
+    if np.isfinite(reward[valid]).all():
+        entries = {"reward in the simulator": f"{reward[valid].mean():.3f}"} | entries
+    return entries if valid.any() else {}
 
 
 if __name__ == "__main__":

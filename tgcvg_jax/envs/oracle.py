@@ -43,15 +43,18 @@ _DIVERGED = (
 
 def require(task: Task) -> float:
     """The velocity limit of the task's environment; a UserError if it has no oracle."""
-    name = task.environment.split("/")[-1]
-    for prefix, limit in VELOCITY_LIMIT.items():
-        if name.startswith(prefix):
-            return limit
+    if (limit := _velocity_limit(task)) is not None:
+        return limit
     known = ", ".join(prefix.split("-")[0] for prefix in VELOCITY_LIMIT)
     raise UserError(
         f"no one-step oracle for environment {task.environment or '(none)'}; there is one "
         f"for {known}"
     )
+
+
+def is_known(task: Task) -> bool:
+    """Whether the task's environment has an oracle."""
+    return _velocity_limit(task) is not None
 
 
 def one_step(
@@ -159,6 +162,12 @@ def dynamics_error(
         num_rows=int(valid.sum()),
         num_masked=int((~valid).sum()),
     )
+
+
+def _velocity_limit(task: Task) -> float | None:
+    name = task.environment.split("/")[-1]
+    limits = (limit for prefix, limit in VELOCITY_LIMIT.items() if name.startswith(prefix))
+    return next(limits, None)
 
 
 @contextlib.contextmanager

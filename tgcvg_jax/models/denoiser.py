@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from tgcvg_jax.data.normalize import Normalizer
+from tgcvg_jax.networks.mlp import init_at_once
 from tgcvg_jax.ops import edm
 from tgcvg_jax.ops.gradients import clip_by_norm
 from tgcvg_jax.types import Array, Learner, PRNGKey, PyTree
@@ -207,9 +208,10 @@ def make_learner(
 
     def init(key: PRNGKey, data: PyTree) -> State:
         key, network_key = jax.random.split(key)
-        conditional = None if condition_dropout is None else (jnp.zeros((1, 1)), jnp.ones(1))
-        variables = network.init(network_key, jnp.zeros((1, *shape)), jnp.zeros(1),
-                                 *(conditional or (None, None)))  # fmt: skip
+        inputs = [jnp.zeros((1, *shape)), jnp.zeros(1)]
+        if condition_dropout is not None:
+            inputs += [jnp.zeros((1, 1)), jnp.ones(1)]
+        variables = init_at_once(network, network_key, *inputs)
         params = variables["params"]
         return State(
             params=params,
@@ -238,7 +240,7 @@ def make_learner(
         )
         return state, {name: info[name] for name in ("loss", "grad_norm")}
 
-    return Learner(prepare, init, sample, update)
+    return Learner(prepare, init, sample, update, num_steps=config.num_steps)
 
 
 def make_denoiser(network: nn.Module, state: State, config: Config) -> Callable[..., Array]:

@@ -16,7 +16,7 @@ class GaussianMLP(nn.Module):
     """Mean and log standard deviation, the latter scaled and shifted by two trained scalars.
 
     Attributes:
-      features: hidden widths.
+      hidden_dims: hidden widths.
       output_dim: A.
       init_scheme: of the hidden layers, as in `mlp.Linear`.
       output_gain: of the last layer's weight: orthogonal with `orthogonal`, Xavier-uniform with
@@ -25,7 +25,7 @@ class GaussianMLP(nn.Module):
       max_log_std: upper bound.
     """
 
-    features: Sequence[int]
+    hidden_dims: Sequence[int]
     output_dim: int
     init_scheme: Literal["torch", "orthogonal"] = "torch"
     output_gain: float = 1.0
@@ -37,9 +37,9 @@ class GaussianMLP(nn.Module):
         """[..., D] -> [..., A], [..., A]."""
         width, bound = 2 * self.output_dim, None
         if self.init_scheme == "torch":
-            bound = self.output_gain * (6.0 / (self.features[-1] + width)) ** 0.5
+            bound = self.output_gain * (6.0 / (self.hidden_dims[-1] + width)) ** 0.5
         output = MLP(
-            (*self.features, width),
+            (*self.hidden_dims, width),
             init_scheme=self.init_scheme,
             output_bound=bound,
             output_bias=0.0,

@@ -5,14 +5,16 @@ learning"; the layers are those of the released code. A trajectory of T rows (ti
 columns (state, action, reward) is an image with one channel; the U-Net halves its height three
 times, never its width.
 
-Layout: activations are [T, B, D, C], with time first. Both products of a mixer block, over time
-and over columns and channels, are then plain matrix products of the whole batch, and the array is
-transposed only inside of attention, at its narrowest.
+Layout: activations are [B, T, D, C]. Mixing over columns and channels is then a product with the
+last two axes flattened, without any transposition; mixing over time takes the narrow array there
+and back, and its hidden layer, the largest array, is never transposed. (With T as the leading axis
+no block transposes anything; that is not faster.)
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -25,90 +27,47 @@ from tgcvg_jax.networks.mlp import MLP, Linear, mish, uniform
 from tgcvg_jax.networks.noise_embedding import NoiseEmbedding
 from tgcvg_jax.types import Array
 
+_LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5)
+
 
 def _gelu(x: Array) -> Array:
-    """Exact GELU, in float32 at least.
+    """Exact GELU by erf, in float32 at least.
 
-    By erf as in PyTorch: Flax's takes erfc, whose relative precision far left of 0 is of no use
-    here and costs several times as much.
+    Flax's goes by erfc: precise relative to the tiny values far left of 0, which is of no use
+    here, and several times as slow on a CPU.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 @jax.custom_vjp
-def _product(kernel: Array, x: Array) -> Array:
-    """kernel' x of [T, F] and [T, N].
+def _attend(key: Array, x: Array) -> Array:
+    """For each column of `key` [C, K], a weighted average of x [B, N, C] over N: [B, K, C].
 
-    JAX's own gradient for x is a transposed product, and XLA then moves the largest array of a
-    block around in memory, which on a CPU takes many times as long as the product.
+    The weights are the softmax over N of x key. The gradient is written out because JAX's own makes
+    XLA transpose the weights, by far the largest array, and takes six times as long on a CPU.
     """
-    return kernel.T @ x
+    return _attend_forward(key, x)[0]
 
 
-def _product_forward(kernel: Array, x: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(kernel, x), (kernel, x)
+def _attend_forward(key: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
+    logits = x @ key
+    wide = logits.astype(jnp.promote_types(x.dtype, jnp.float32))
+    weights = nn.softmax(wide, axis=1).astype(x.dtype)  # [B, N, K]
+    attended = jnp.einsum("bnk,bnc->bkc", weights, x)
+    return attended, (key, x, weights, attended)
 
 
-def _product_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    kernel, x = saved
-    return x @ grad.T, kernel @ grad
+def _attend_backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array]:
+    key, x, weights, attended = saved
+    # The softmax's gradient is w (g - sum_n w g), and this sum is a sum over C instead of N.
+    mean = (attended * grad).sum(-1)[:, None]  # [B, 1, K]
+    logits_grad = weights * (x @ grad.swapaxes(1, 2) - mean)
+    flat = lambda v: v.reshape(-1, v.shape[-1])  # noqa: E731
+    return flat(x).T @ flat(logits_grad), weights @ grad + logits_grad @ key.T
 
 
-_product.defvjp(_product_forward, _product_backward)
-
-
-class Norm(nn.Module):
-    """Normalises over some axes, then scales and shifts along one.
-
-    Not Flax's `LayerNorm`: that multiplies the scale into 1/std first, and over the leading axis the
-    gradient of this then takes XLA a hundred times as long on a CPU.
-
-    Attributes:
-      axes: normalised over, in float32 at least.
-      feature_axis: what scale and shift depend on.
-      dtype: of the output; None: what input and parameters promote to.
-    """
-
-    axes: Sequence[int] = (-1,)
-    feature_axis: int = -1
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Any shape, kept."""
-        features = x.shape[self.feature_axis]
-        scale = self.param("scale", nn.initializers.ones_init(), (features,))
-        bias = self.param("bias", nn.initializers.zeros_init(), (features,))
-        shape = [1] * x.ndim
-        shape[self.feature_axis] = features
-        dtype = self.dtype or jnp.result_type(x, scale, bias)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        x = x - x.mean(self.axes, keepdims=True)
-        x = x * jax.lax.rsqrt((x * x).mean(self.axes, keepdims=True) + 1e-5)
-        return (x * scale.reshape(shape) + bias.reshape(shape)).astype(dtype)
-
-
-class TimeLinear(nn.Module):
-    """`Linear` on the first axis.
-
-    Attributes:
-      features: output length of the axis.
-      dtype: as in `Linear`.
-    """
-
-    features: int
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[T, ...] -> [features, ...]."""
-        init = uniform(x.shape[0] ** -0.5)
-        kernel = self.param("kernel", init, (x.shape[0], self.features))
-        bias = self.param("bias", init, (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = _product(kernel, x.reshape(x.shape[0], -1)) + bias[:, None]
-        return y.reshape(self.features, *x.shape[1:])
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 class Conv(nn.Module):
@@ -127,16 +86,16 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[T, B, D, C] -> [T or T / 2 or 2 T, B, D, features]."""
+        """[B, T, D, C] -> [B, T or T / 2 or 2 T, D, features]."""
         up = self.resample == "up"
         shape = (4 if up else 3, 3, x.shape[-1], self.features)
-        # PyTorch takes the fan-in of a transposed convolution from its output channels.
-        init = uniform((shape[0] * shape[1] * shape[3 if up else 2]) ** -0.5)
+        # PyTorch's transposed convolution counts its output channels, but here C stays C.
+        init = uniform(math.prod(shape[:-1]) ** -0.5)
         kernel = self.param("kernel", init, shape)
         bias = self.param("bias", init, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         convolve = lambda kernel, stride, padding: jax.lax.conv_general_dilated(  # noqa: E731
-            x, kernel, (stride, 1), (padding, (1, 1)), dimension_numbers=("HNWC", "HWIO", "HNWC")
+            x, kernel, (stride, 1), (padding, (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         if not up:
             return convolve(kernel, 2 if self.resample == "down" else 1, (1, 1)) + bias
@@ -144,7 +103,7 @@ class Conv(nn.Module):
         # their own and the next. Two plain convolutions; the gradient of the transposed one (a
         # dilated input) takes XLA fifty times as long on a CPU.
         even, odd = convolve(kernel[0::2], 1, (1, 0)), convolve(kernel[1::2], 1, (0, 1))
-        return jnp.stack([even, odd], axis=1).reshape(-1, *even.shape[1:]) + bias
+        return jnp.stack([even, odd], axis=2).reshape(x.shape[0], -1, *even.shape[2:]) + bias
 
 
 class MixerBlock(nn.Module):
@@ -160,24 +119,24 @@ class MixerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array) -> Array:
-        """x [T, B, D, C], embedding [B, E] -> [T, B, D, features]."""
-        length, batch, width, channels = x.shape
+        """x [B, T, D, C], embedding [B, E] -> [B, T, D, features]."""
+        batch, length, width, channels = x.shape
         linear = functools.partial(Linear, dtype=self.dtype)
-        flat = x.reshape(length, batch, width * channels)
+        flat = x.reshape(batch, length, width * channels)
 
-        row = Norm(dtype=self.dtype, name="row_norm")(flat)
+        row = _LayerNorm(dtype=self.dtype, name="row_norm")(flat)
         row = _gelu(linear(4 * channels, name="row_in")(row))
         row = linear(width * channels, name="row_out")(row)
 
-        time = Norm((0,), 0, self.dtype, name="time_norm")(flat)
-        time = _gelu(TimeLinear(4 * length, self.dtype, name="time_in")(time))
-        time = TimeLinear(length, self.dtype, name="time_out")(time)
+        time = _LayerNorm(dtype=self.dtype, name="time_norm")(flat.swapaxes(1, 2))
+        time = _gelu(linear(4 * length, name="time_in")(time))
+        time = linear(length, name="time_out")(time).swapaxes(1, 2)
 
         y = (row + time).reshape(x.shape)
         if channels != self.features:
             y = linear(self.features, name="project")(y)
             x = linear(self.features, name="skip")(x)
-        return x + y + linear(self.features, name="embed")(embedding)[:, None]
+        return x + y + linear(self.features, name="embed")(embedding)[:, None, None]
 
 
 class LinearAttention(nn.Module):
@@ -200,31 +159,25 @@ class LinearAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[T, B, D, C] -> [T, B, D, C]."""
-        length, batch, width, channels = x.shape
-        inner = self.num_heads, self.head_dim
-        init = uniform(channels**-0.5)
-        query, key, value = (
-            self.param(name, init, (channels, *inner)) for name in ("query", "key", "value")
-        )
-        out_init = uniform((self.num_heads * self.head_dim) ** -0.5)
-        out = self.param("out", out_init, (*inner, channels))
-        bias = self.param("bias", out_init, (channels,))
+        """[B, T, D, C] -> [B, T, D, C]."""
+        batch, length, width, channels = x.shape
+        inner = self.num_heads * self.head_dim
+        init, out_init = uniform(channels**-0.5), uniform(inner**-0.5)
+        qkv = self.param("qkv_kernel", init, (channels, 3 * inner))
+        out = self.param("out_kernel", out_init, (inner, channels))
+        bias = self.param("out_bias", out_init, (channels,))
 
         # Statistics of each sample and channel, as in instance normalisation.
-        h = Norm((0, 2), 3, self.dtype, name="norm")(x)
-        h, query, key, value, out, bias = nn.dtypes.promote_dtype(
-            h, query, key, value, out, bias, dtype=self.dtype
-        )
-        h = h.swapaxes(0, 1).reshape(batch, length * width, channels)  # [B, N, C]
-        logits = (h @ key.reshape(channels, -1))  # [B, N, heads E]
-        weights = nn.softmax(logits, axis=1)
-        attended = jnp.einsum("bnk,bnc->bkc", weights, h).reshape(batch, *inner, channels)
-        context = jnp.einsum("bgec,cgf->bgef", attended, value)
-        context = jnp.einsum("bgef,gfo->bgeo", context, out)
-        matrix = jnp.einsum("cge,bgeo->bco", query, context)  # [B, C, C]
-        y = (h @ matrix + bias).reshape(batch, length, width, channels)
-        return x + y.swapaxes(0, 1)
+        h = _LayerNorm(dtype=self.dtype, reduction_axes=(1, 2), name="norm")(x)
+        h, qkv, out, bias = nn.dtypes.promote_dtype(h, qkv, out, bias, dtype=self.dtype)
+        h = h.reshape(batch, length * width, channels)  # [B, N, C]
+        query, key, value = jnp.split(qkv, 3, axis=-1)
+        heads = self.num_heads, self.head_dim  # g e below
+        attended = _attend(key, h).reshape(batch, *heads, channels)
+        context = jnp.einsum("bgec,cgf->bgef", attended, value.reshape(channels, *heads))
+        context = jnp.einsum("bgef,gfo->bgeo", context, out.reshape(*heads, channels))
+        matrix = jnp.einsum("cge,bgeo->bco", query.reshape(channels, *heads), context)
+        return x + (h @ matrix + bias).reshape(x.shape)
 
 
 class MixerUNet(nn.Module):
@@ -277,7 +230,7 @@ class MixerUNet(nn.Module):
         attention = functools.partial(LinearAttention, self.num_heads, self.head_dim, self.dtype)
 
         embedding = self._embed(noise_level, condition, keep)
-        h = x.swapaxes(0, 1)[..., None].astype(self.dtype or x.dtype)
+        h = x[..., None].astype(self.dtype or x.dtype)
         skips = []
         for i, dim in enumerate(dims):
             h = block(dim, name=f"down_{i}_block_0")(h, embedding)
@@ -297,11 +250,11 @@ class MixerUNet(nn.Module):
             h = conv(dim, "up", name=f"up_{j}_conv")(h)
         h = conv(self.base_dim, name="head_conv")(h)
         h = nn.GroupNorm(
-            self.norm_groups, epsilon=1e-5, dtype=self.dtype, reduction_axes=(0, 2, 3),
+            self.norm_groups, epsilon=1e-5, dtype=self.dtype, reduction_axes=(1, 2, 3),
             name="head_norm",
         )(h)  # fmt: skip
         h = Linear(1, dtype=self.dtype, name="head")(mish(h))
-        return h[..., 0].swapaxes(0, 1).astype(x.dtype)
+        return h[..., 0].astype(x.dtype)
 
     def _embed(self, noise_level: Array, condition: Array | None, keep: Array | None) -> Array:
         """The embeddings of condition and noise level, [B, 2 base_dim], ready for the blocks."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -40,9 +42,40 @@ def orthogonal(key: PRNGKey, shape: tuple[int, int], gain: float = 2.0**0.5) -> 
     return gain * (x if shape == (rows, columns) else x.T)
 
 
+_draw = contextvars.ContextVar("draw", default=None)
+
+
 def uniform(bound: float) -> Callable[[PRNGKey, Sequence[int]], Array]:
     """U(-bound, bound); with 1/sqrt(fan_in) PyTorch's default for weights and biases."""
-    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+    def init(key: PRNGKey, shape: Sequence[int]) -> Array:
+        if (value := _draw.get()) is not None:
+            return jnp.full(shape, value * bound)
+        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+    return init
+
+
+def init_at_once(network: nn.Module, key: PRNGKey, *inputs: Any) -> dict[str, Any]:
+    """`network.init`, but all that is `uniform` comes from one draw.
+
+    A network of hundreds of parameters has as many random generators to compile, which takes a
+    minute. Here the parameters are computed as if all draws had come out highest, and lowest; what
+    was drawn lies between the two.
+    """
+
+    def initialize(draw: float) -> dict[str, Any]:
+        token = _draw.set(draw)
+        try:
+            return network.init(key, *inputs)
+        finally:
+            _draw.reset(token)
+
+    high, low = initialize(1.0), initialize(-1.0)
+    flat_high, unravel = jax.flatten_util.ravel_pytree(high["params"])
+    flat_low, _ = jax.flatten_util.ravel_pytree(low["params"])
+    share = jax.random.uniform(key, flat_high.shape, flat_high.dtype)
+    return high | {"params": unravel(flat_low + share * (flat_high - flat_low))}
 
 
 class Linear(nn.Module):
@@ -116,7 +149,7 @@ class MLP(nn.Module):
         """
         x = jnp.concatenate(inputs, axis=-1) if len(inputs) > 1 else inputs[0]
         for i, width in enumerate(self.features[:-1]):
-            x = Linear(width, self.init_scheme, None, self.hidden_bias, name=f"layer_{i}")(x)
+            x = Linear(width, self.init_scheme, bias=self.hidden_bias, name=f"layer_{i}")(x)
             x = self.activation(x)
             if self.layer_norm:
                 x = nn.LayerNorm(param_dtype=x.dtype, name=f"norm_{i}")(x)
@@ -126,31 +159,29 @@ class MLP(nn.Module):
         return Linear(
             self.features[-1],
             self.init_scheme,
-            self.output_bound,
-            self.output_bias,
-            self.output_gain,
+            bound=self.output_bound,
+            bias=self.output_bias,
+            gain=self.output_gain,
             name=f"layer_{last}",
         )(x)
 
 
 class EnsembleQ(nn.Module):
-    """Independent Q-functions with stacked parameters, evaluated as one batched product.
+    """Two independent Q-functions with stacked parameters, evaluated as one batched product.
 
     Attributes:
-      features: hidden widths.
+      hidden_dims: hidden widths.
       activation: hidden activation.
       init_scheme: as in `Linear`.
-      size: number of Q-functions.
       hidden_bias: as in `MLP`.
       output_bound: as in `MLP`.
       layer_norm: as in `MLP`.
       output_gain: as in `MLP`.
     """
 
-    features: Sequence[int]
+    hidden_dims: Sequence[int]
     activation: Callable[[Array], Array] = nn.relu
     init_scheme: Literal["torch", "orthogonal"] = "torch"
-    size: int = 2
     hidden_bias: float | None = None
     output_bound: float | None = None
     layer_norm: bool = False
@@ -158,22 +189,22 @@ class EnsembleQ(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Array, action: Array) -> Array:
-        """[..., S], [..., A] -> [size, ...]."""
+        """[..., S], [..., A] -> [2, ...]."""
         ensemble = nn.vmap(
             MLP,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=None,
             out_axes=0,
-            axis_size=self.size,
+            axis_size=2,
         )
         mlp = ensemble(
-            (*self.features, 1),
-            self.activation,
-            self.init_scheme,
-            self.hidden_bias,
-            self.output_bound,
-            self.layer_norm,
+            (*self.hidden_dims, 1),
+            activation=self.activation,
+            init_scheme=self.init_scheme,
+            hidden_bias=self.hidden_bias,
+            output_bound=self.output_bound,
+            layer_norm=self.layer_norm,
             output_gain=self.output_gain,
             name="q",
         )

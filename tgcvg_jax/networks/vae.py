@@ -15,19 +15,19 @@ class VAE(nn.Module):
     """Models x in (-1, 1) given a condition, with the layers of BCQ (Fujimoto et al. 2019).
 
     Attributes:
-      features: D, dimension of x.
+      output_dim: D, dimension of x.
       latent_dim: Z.
       hidden_dims: of the encoder and of the decoder.
     """
 
-    features: int
+    output_dim: int
     latent_dim: int
     hidden_dims: Sequence[int] = (750, 750)
 
     def setup(self) -> None:
         """Encoder and decoder."""
         self.encoder = MLP((*self.hidden_dims, 2 * self.latent_dim))
-        self.decoder = MLP((*self.hidden_dims, self.features))
+        self.decoder = MLP((*self.hidden_dims, self.output_dim))
 
     def encode(self, condition: Array, x: Array) -> tuple[Array, Array]:
         """[..., C], [..., D] -> mean and standard deviation [..., Z] of the latent."""
