@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import textwrap
@@ -11,12 +14,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import jax
 from absl import app, flags, logging
 
-from tgcvg_jax.types import Task, UserError
+from tgcvg_jax.files import atomic_path
+from tgcvg_jax.types import Task, UserError, one_line
 
 FLAGS = flags.FLAGS
 
@@ -86,9 +90,19 @@ def run(
             sys.exit(141)
         except OSError as e:  # a full disk, a workdir that can't be written
             _fail(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}")
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on from the last save", file=sys.stderr)
-            sys.exit(130)
+        except (MemoryError, jax.errors.JaxRuntimeError) as e:
+            if not isinstance(e, MemoryError) and "RESOURCE_EXHAUSTED" not in str(e):
+                raise
+            remedy = "fewer --num_seeds or a" if "num_seeds" in FLAGS else "a"
+            _fail(f"out of memory ({one_line(e)[:120]}); {remedy} smaller batch_size may help")
+        except KeyboardInterrupt as e:
+            number = getattr(e, "signal", signal.SIGINT)  # training knows, and what it saved last
+            how = "terminated" if number == signal.SIGTERM else "interrupted"
+            step = getattr(e, "step", 0)
+            where = f"step {step:,}" if step else "the last save"
+            goes_on = f"the same command goes on from {where}"
+            print(f"{how}; {'nothing is saved yet' if step is None else goes_on}", file=sys.stderr)
+            sys.exit(128 + number)
 
     app.run(guarded, flags_parser=parse)
 
@@ -121,6 +135,14 @@ def require_writable(directory: Path) -> None:
         raise UserError(
             f"--workdir={FLAGS.workdir}: {directory} can't be written ({e.strerror})"
         ) from e
+
+
+def write_config(directory: Path, settings: dict[str, Any]) -> None:
+    """config.json: the settings of a run, and the versions of what ran."""
+    packages = ("jax", "jaxlib", "flax", "optax", "tgcvg_jax")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    with atomic_path(directory / "config.json") as temporary:
+        temporary.write_text(json.dumps(settings | {"versions": versions}, indent=2) + "\n")
 
 
 def slow_hint() -> str:

@@ -4,17 +4,17 @@
     python -m experiments.evaluate --env=E --checkpoint=runs/E/tgcvg/policy
     python -m experiments.evaluate --env=E --checkpoint=runs/E/none/dt --target_return=1800
     python -m experiments.evaluate --env=E --checkpoint=runs/E/tgcvg/dynamics
+    python -m experiments.evaluate --env=E --checkpoint=runs/E/gta/denoiser
 
 A learner is scored seed by seed. The policy of a synthesizer is scored twice, with sampled and with
 mean actions: the generator's own score stands beside every learner trained on its data. A dynamics
 model is compared with the simulator: each state of the dataset is set, one step taken, and the two
-next states compared, in standard deviations of the data.
+next states compared, in standard deviations of the data. GTA's denoiser is asked for the returns of
+windows of the data, and its rewards are compared with theirs.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,15 +22,12 @@ import numpy as np
 from absl import flags
 
 from experiments import _main
-from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, training
-from tgcvg_jax.checkpoint import read_metadata, restore
 from tgcvg_jax.envs import oracle
-from tgcvg_jax.evaluation import rollout
-from tgcvg_jax.learners import LEARNERS
+from tgcvg_jax.evaluation import guidance, loading, rollout
 from tgcvg_jax.models import MODELS, any_step_dynamics
 from tgcvg_jax.ops import scores
-from tgcvg_jax.types import Learner, Source, Task, UserError
+from tgcvg_jax.types import Dataset, Task, UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "Folder of a trained model, such as "
@@ -46,54 +43,50 @@ def main() -> None:
     """Restores and scores."""
     if FLAGS.checkpoint is None:
         raise UserError("--checkpoint is required, for example runs/hopper-medium-v2/tgcvg/policy")
-    checkpoint = Path(FLAGS.checkpoint).expanduser()
-    if checkpoint.name.isdigit():  # the folder of one step, where tab completion leads
-        checkpoint = checkpoint.parent
-    metadata = read_metadata(checkpoint)
-    kinds = LEARNERS | MODELS
-    if metadata.get("kind") not in kinds:
-        raise UserError(f"{FLAGS.checkpoint}: {metadata.get('kind')!r} is no model of this version")
-    trained = metadata["task"]
-    task = _task(trained)
+    trained = loading.load(FLAGS.checkpoint)
+    task = trained.task
     if FLAGS.env not in (task.name, task.environment):
         raise UserError(f"{FLAGS.checkpoint} was trained on {task.name}, not on {FLAGS.env}")
-    module = kinds[metadata["kind"]]
-    config = config_lib.from_dict(module.Config, metadata["config"])
-    learner = module.make(task, config)
-    states = restore(checkpoint, _abstract_state(task, learner, len(metadata["seeds"])))
-    if FLAGS.target_return is not None and metadata["kind"] != "dt":
+    if FLAGS.target_return is not None and trained.kind != "dt":
         raise UserError("--target_return is for dt; no other policy is conditioned on a return")
-    if learner.policy is not None:
-        score_policy(metadata["kind"], task, learner, states, metadata["seeds"])
-    elif metadata["kind"] == "any_step_dynamics":
-        score_dynamics(task, config, states)
+    if trained.learner.policy is not None:
+        score_policy(trained)
+    elif trained.kind == "any_step_dynamics":
+        score_dynamics(task, trained.config, trained.state)
+    elif trained.kind == "window_denoiser":
+        score_denoiser(trained)
     else:
-        raise UserError(f"{FLAGS.checkpoint}: nothing to score in a {metadata['kind']}")
+        raise UserError(f"{FLAGS.checkpoint}: nothing to score in a {trained.kind}")
 
 
-def score_policy(kind: str, task: Task, learner: Learner, states: Any, seeds: list[int]) -> None:
+def score_policy(trained: loading.Trained) -> None:
     """Returns and normalised scores in the real environment."""
+    kind, task, seeds = trained.kind, trained.task, trained.seeds
+    name = kind
+    if kind == "dt":
+        asked = (FLAGS.target_return, trained.config.target_return, trained.state.best_return[0])
+        name += f" for {next(target for target in asked if target is not None):.6g}"
     # A synthesizer's policy generates with sampled actions; both are worth knowing.
     modes = {"sampled": False, "mean": True} if kind in MODELS else {"": True}
     rows = []
     for mode, deterministic in modes.items():
         evaluation = rollout.evaluate(
-            learner.policy, states, task, episodes=FLAGS.episodes or task.eval_episodes,
-            seed=FLAGS.seed, deterministic=deterministic, target_return=FLAGS.target_return,
-            progress=True,
+            trained.learner.policy, trained.state, task,
+            episodes=FLAGS.episodes or task.eval_episodes, seed=FLAGS.seed,
+            deterministic=deterministic, target_return=FLAGS.target_return, progress=True,
         )  # fmt: skip
         score = evaluation.normalized_score
         values = evaluation.return_mean if score is None else score
         for i, seed in enumerate(seeds):
             rows.append((
-                f"{kind} {mode}".strip(), str(seed), f"{evaluation.return_mean[i]:.1f}",
+                f"{name} {mode}".strip(), str(seed), f"{evaluation.return_mean[i]:.1f}",
                 f"{evaluation.return_std[i]:.1f}", f"{evaluation.lengths[i].mean():.0f}",
                 "-" if score is None else f"{score[i]:.1f}",
             ))  # fmt: skip
         if len(seeds) > 1:
             s = scores.summarize(values)
             rows.append(
-                (f"{kind} {mode}".strip(), "all", "", "", "", f"{s.mean:.1f} ± {s.std:.1f}")
+                (f"{name} {mode}".strip(), "all", "", "", "", f"{s.mean:.1f} ± {s.std:.1f}")
             )
     print(_main.table(rows, ("policy", "seed", "return", "± episodes", "length", "score")))
 
@@ -101,9 +94,7 @@ def score_policy(kind: str, task: Task, learner: Learner, states: Any, seeds: li
 def score_dynamics(task: Task, config: any_step_dynamics.Config, states: Any) -> None:
     """One-step error of the mean prediction against the simulator."""
     oracle.require(task)  # before the data is looked for
-    dataset = data.load(
-        task, data_dir=FLAGS.data_dir, dataset=FLAGS.dataset, after_goal=FLAGS.after_goal
-    )
+    dataset = load_data(task)
     count = min(DYNAMICS_ROWS, dataset.size)
     rows = np.random.default_rng(FLAGS.seed).choice(dataset.size, count, replace=False)
     t = jax.tree.map(lambda x: np.asarray(x)[rows], dataset.transition)
@@ -128,16 +119,30 @@ def score_dynamics(task: Task, config: any_step_dynamics.Config, states: Any) ->
     print(f"reward error, root mean square: {known}")
 
 
-def _abstract_state(task: Task, learner: Learner, num_seeds: int) -> Any:
-    """Shapes of the state. They do not depend on the data, so a blank dataset serves."""
-    blank = data.blank(task)
-    prepared = learner.prepare(blank)
-    return jax.eval_shape(lambda: training.init(learner, prepared, range(num_seeds)))
+def score_denoiser(trained: loading.Trained) -> None:
+    """Whether higher returns, when asked for, bring higher rewards."""
+    if trained.config.condition == "none":
+        raise UserError(f"{FLAGS.checkpoint}: nothing to score in a denoiser without a condition")
+    state = training.select_seed(trained.state, 0)
+    response = guidance.condition_response(
+        trained.task, trained.config, state, load_data(trained.task), seed=FLAGS.seed
+    )
+    generated, original = response.correlations()
+    print(
+        f"{len(response.wanted)} windows of {trained.config.horizon} transitions from noise, each "
+        "for the return-to-go of one of the dataset"
+    )
+    rows = [
+        ("generated", f"{response.generated.mean():.3f}", f"{generated:.3f}"),
+        ("of the dataset", f"{response.original.mean():.3f}", f"{original:.3f}"),
+    ]
+    print(_main.table(rows, ("window", "mean reward", "correlation with the return")))
 
 
-def _task(values: dict[str, Any]) -> Task:
-    task = config_lib.from_dict(Task, values)
-    return dataclasses.replace(task, sources=tuple(Source(*s) for s in task.sources))
+def load_data(task: Task) -> Dataset:
+    """The task's dataset, or that of the command line."""
+    where = dict(data_dir=FLAGS.data_dir, dataset=FLAGS.dataset)
+    return data.load(task, **where, after_goal=FLAGS.after_goal)
 
 
 if __name__ == "__main__":

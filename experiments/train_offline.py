@@ -5,9 +5,11 @@
 
 All seeds train in one program. Scores are of the final policies, never of the best checkpoint, in
 the real environment. Fields for --set start with `learner.`, as in --set learner.alpha=1. Run it
-again to resume. Writes to <workdir>/<env>/<synthesizer>/<learner>/:
+again to resume. Writes to <workdir>/<env>/<synthesizer>/<learner>/, or .../<learner>-<name>/ with
+--name, by which runs with other settings stand side by side:
 
     <step>/             Orbax checkpoint of all seeds
+    config.json         every setting of the run
     metrics.csv         training metrics and scores on the way
     scores.csv          final score of each seed
     learning_curve.png  score against steps
@@ -16,7 +18,10 @@ again to resume. Writes to <workdir>/<env>/<synthesizer>/<learner>/:
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,7 +35,7 @@ from tgcvg_jax.data import synthetic
 from tgcvg_jax.evaluation import rollout
 from tgcvg_jax.learners import HYPERPARAMETERS, LEARNERS
 from tgcvg_jax.ops import scores
-from tgcvg_jax.synthesizers import SYNTHESIZERS
+from tgcvg_jax.synthesizers import SYNTHESIZERS, s4rl
 from tgcvg_jax.types import Dataset, Task, UserError
 
 FLAGS = flags.FLAGS
@@ -42,13 +47,18 @@ flags.DEFINE_enum("synthesizer", "none", ["none", *sorted(SYNTHESIZERS)],
                   "Whose synthetic data to add; none: the original data alone.")  # fmt: skip
 flags.DEFINE_string("synthetic", None, "The synthetic file. Without it: <workdir>/<env>/"
                     "<synthesizer>/synthetic.hdf5.")  # fmt: skip
+flags.DEFINE_float("state_noise", None, "S4RL on the fly: standard deviation of the noise on the "
+                   "states of every batch, in the learner's units (GTA's baseline: 0.0003).",
+                   lower_bound=0.0)  # fmt: skip
+flags.DEFINE_string("name", None, "Ends the name of the folder, so that this run has one of its "
+                    "own, as in --name=bc10.")  # fmt: skip
 flags.DEFINE_integer("num_seeds", 5, "Seeds --seed, --seed + 1, ...", lower_bound=1)
 flags.DEFINE_integer("num_steps", None, "Gradient steps. Without it: the learner's own, 1,000,000 "
                      "for td3_bc, or 10,000 with --preset=quick.", lower_bound=1)  # fmt: skip
 flags.DEFINE_integer("episodes", None, "Evaluation episodes for each seed. Without it: the task's "
                      "own, 10 (mazes 100).", lower_bound=1)  # fmt: skip
-flags.DEFINE_integer("num_evaluations", 10, "Evaluations in the course of training, the last one "
-                     "at its end.", lower_bound=1)  # fmt: skip
+flags.DEFINE_integer("num_evaluations", 10, "Evaluations in the course of training, at most; the "
+                     "last one is at its end.", lower_bound=1)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,38 +72,64 @@ def main() -> None:
     """Loads, fuses, trains, scores."""
     if FLAGS.synthetic and FLAGS.synthesizer == "none":
         raise UserError("--synthetic needs --synthesizer, which names where the data comes from")
+    if FLAGS.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", FLAGS.name):
+        raise UserError(f"--name={FLAGS.name}: letters, digits and . _ - only")
     task, dataset = _stages.load()
     module = LEARNERS[FLAGS.learner]
-    config = module.for_task(task, FLAGS.hyperparameters)
-    config = config_lib.replace_nested(config, module.PRESETS[FLAGS.preset])
-    config = config_lib.override(Settings(config), FLAGS.set).learner
-    if FLAGS.num_steps is not None:
-        config = dataclasses.replace(config, num_steps=FLAGS.num_steps)
+    config = make_config(task, module)
+    path = None
     if FLAGS.synthesizer != "none":
-        dataset = fuse(task, dataset)
+        dataset, path = fuse(task, dataset)
 
     learner = module.make(task, config)
+    learner.prepare(dataset)  # refuses what it can't learn from before anything is written
     seeds = list(range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds))
-    directory = _main.task_dir(task, FLAGS.synthesizer, FLAGS.learner)
-    checkpointer = Checkpointer(
-        directory,
-        _stages.metadata(FLAGS.learner, task, config, dataset, seeds),
-        extendable=_stages.extendable(module),
-    )
+    label = FLAGS.learner if FLAGS.name is None else f"{FLAGS.learner}-{FLAGS.name}"
+    directory = _main.task_dir(task, FLAGS.synthesizer, label)
+    metadata = _stages.metadata(FLAGS.learner, task, config, dataset, seeds)
+    if FLAGS.state_noise is not None:
+        learner = s4rl.perturb(learner, FLAGS.state_noise)
+        metadata["state_noise"] = FLAGS.state_noise
+    checkpointer = open_checkpoints(directory, metadata, module)
+    _main.require_writable(directory)
+    settings = {
+        "env": task.name,
+        "environment": task.environment,
+        "learner": FLAGS.learner,
+        "hyperparameters": FLAGS.hyperparameters,
+        "preset": FLAGS.preset,
+        "synthesizer": FLAGS.synthesizer,
+        "synthetic": path and str(path),
+        "state_noise": FLAGS.state_noise,
+    }
+    settings |= {name: metadata[name] for name in ("seeds", "data", "config")}
+    _main.write_config(directory, settings)
+    changed = config_lib.difference(config_lib.to_dict(module.Config()), metadata["config"])
+    changed = ", ".join(line.replace(":", "", 1) for line in changed) or "all defaults"
+    print(f"{FLAGS.learner}, {FLAGS.hyperparameters} settings: {changed}", flush=True)
+
+    console = reporting.Console()
     episodes = FLAGS.episodes or task.eval_episodes
     last: dict[int, rollout.Evaluation] = {}
 
-    def evaluate(step: int, state: Any) -> dict[str, np.ndarray]:
+    def evaluate(step: int, state: Any) -> rollout.Evaluation:
         last[step] = rollout.evaluate(
             learner.policy, state, task, episodes=episodes, seed=FLAGS.seed
         )
-        score = last[step].normalized_score
-        metrics = {"return_mean": last[step].return_mean}
-        return metrics if score is None else metrics | {"normalized_score": score}
+        return last[step]
 
-    _main.require_writable(directory)
+    def watch(step: int, state: Any) -> dict[str, np.ndarray]:
+        evaluation = evaluate(step, state)
+        unit, column, values = measured(evaluation)
+        spread = f" ± {np.std(values):.1f}" if len(seeds) > 1 else ""
+        console.print(f"{label}: step {step:,}, {unit} {np.mean(values):.1f}{spread}")
+        return {"return_mean": evaluation.return_mean, column: values}
+
+    def draw(step: int, state: Any) -> None:
+        draw_curve(task, last[step], seeds, directory)
+
     done = checkpointer.latest()
-    every = max(config.num_steps // FLAGS.num_evaluations, 1)
+    every = -(-config.num_steps // FLAGS.num_evaluations)
     result = training.fit(
         learner,
         dataset,
@@ -102,52 +138,94 @@ def main() -> None:
         checkpointer=checkpointer,
         metrics_path=directory / "metrics.csv",
         save_every=min(50_000, max(config.num_steps // 4, 1)),
-        callbacks=[training.Callback(every, evaluate)],
-        console=reporting.Console(),
-        label=FLAGS.learner,
+        callbacks=[training.Callback(every, watch), training.Callback(every, draw)],
+        console=console,
+        label=label,
         hint=_main.slow_hint(),
     )
-    _stages.report(FLAGS.learner, done, result)
+    _stages.report(label, done, result)
     if result.step not in last:  # trained already, in an earlier run
         evaluate(result.step, result.state)
     report(task, last[result.step], seeds, directory)
 
 
-def fuse(task: Task, dataset: Dataset) -> Dataset:
-    """The original data and the synthetic file of the command line."""
+def make_config(task: Task, module: ModuleType) -> Any:
+    """A learner's config: task table, preset, `--set` and --num_steps, in this order."""
+    config = module.for_task(task, FLAGS.hyperparameters)
+    config = config_lib.replace_nested(config, module.PRESETS[FLAGS.preset])
+    config = config_lib.override(Settings(config), FLAGS.set).learner
+    if FLAGS.num_steps is None:
+        return config
+    set_too = any(a.partition("=")[0].strip() == "learner.num_steps" for a in FLAGS.set)
+    if set_too and config.num_steps != FLAGS.num_steps:
+        raise UserError(
+            f"--num_steps={FLAGS.num_steps} and --set learner.num_steps={config.num_steps} differ; "
+            "leave one out"
+        )
+    return dataclasses.replace(config, num_steps=FLAGS.num_steps)
+
+
+def open_checkpoints(directory: Path, metadata: dict[str, Any], module: ModuleType) -> Checkpointer:
+    """The checkpoints of the run; of a folder that is refused the message says what helps here."""
+    extendable = _stages.extendable(module)
+    try:
+        return Checkpointer(directory, metadata, extendable=extendable)
+    except UserError as e:
+        message = str(e).replace("another --workdir", "another --name or --workdir")
+        if "config.num_steps:" in message and "num_steps" not in extendable:
+            message += f" ({FLAGS.learner}'s learning rate depends on num_steps)"
+        raise UserError(message) from e
+
+
+def fuse(task: Task, dataset: Dataset) -> tuple[Dataset, Path]:
+    """The original data with the synthetic file of the command line, and its path."""
     path = _main.task_dir(task, FLAGS.synthesizer, "synthetic.hdf5")
     if FLAGS.synthetic:
         path = Path(FLAGS.synthetic).expanduser()
     if not path.exists():
+        given = [FLAGS[x] for x in ("workdir", "preset", "data_dir", "dataset", "after_goal")]
+        given = [f"--{flag.name}={flag.value}" for flag in given if flag.value != flag.default]
+        given = [f"--env={FLAGS.env}", f"--synthesizer={FLAGS.synthesizer}", *given]
         raise UserError(
             f"{path}: no synthetic data here; make it with python -m experiments.synthesize "
-            f"--env={FLAGS.env} --synthesizer={FLAGS.synthesizer}, or name it with --synthetic"
+            f"{shlex.join(given)}, or name it with --synthetic"
         )
     added = synthetic.read(path, task)
     fused = data.concatenate([dataset, added])
     share = 100 * added.size / fused.size
     print(f"with {added.size:,} synthetic transitions from {path} ({share:.0f} % of all)")
-    return fused
+    return fused, path
+
+
+def measured(evaluation: rollout.Evaluation) -> tuple[str, str, np.ndarray]:
+    """Unit, column of the log, and values [N]: scores, or returns without a reference."""
+    if evaluation.normalized_score is None:
+        return "return", "return_mean", evaluation.return_mean
+    return "normalised score", "normalized_score", evaluation.normalized_score
+
+
+def draw_curve(
+    task: Task, evaluation: rollout.Evaluation, seeds: list[int], directory: Path
+) -> None:
+    """learning_curve.png, of all evaluations so far."""
+    unit, column, _ = measured(evaluation)
+    log = reporting.read_curves(directory / "metrics.csv", by_seed=True)
+    if column in log:
+        data_name = "original data" if FLAGS.synthesizer == "none" else f"with {FLAGS.synthesizer}"
+        plotting.learning_curve(
+            directory / "learning_curve.png",
+            {directory.name: log[column]},
+            f"{task.name}, {directory.name}, {data_name}",
+            f"{unit} (band: ± 1 std of {len(seeds)} seeds)",
+        )
 
 
 def report(task: Task, evaluation: rollout.Evaluation, seeds: list[int], directory: Path) -> None:
     """scores.csv, the learning curve, and the table that closes the run."""
     rollout.write_scores(directory / "scores.csv", evaluation, seeds)
+    draw_curve(task, evaluation, seeds, directory)
     score = evaluation.normalized_score
-    unit, values = ("return", evaluation.return_mean)
-    if score is not None:
-        unit, values = ("normalised score", score)
-    log = reporting.read_curves(directory / "metrics.csv", by_seed=True)
-    name = "return_mean" if score is None else "normalized_score"
-    if name in log:
-        data_name = "original data" if FLAGS.synthesizer == "none" else f"with {FLAGS.synthesizer}"
-        title = f"{task.name}, {FLAGS.learner}, {data_name}"
-        plotting.learning_curve(
-            directory / "learning_curve.png",
-            {FLAGS.learner: log[name]},
-            title,
-            f"{unit} (band: ± 1 std of {len(seeds)} seeds)",
-        )
+    unit, _, values = measured(evaluation)
     rows = [
         (str(seed), f"{r:.1f}", f"{s:.1f}", f"{v:.1f}" if score is not None else "-")
         for seed, r, s, v in zip(seeds, evaluation.return_mean, evaluation.return_std, values)
@@ -161,7 +239,7 @@ def report(task: Task, evaluation: rollout.Evaluation, seeds: list[int], directo
         spread += f"[{summary.low:.1f}, {summary.high:.1f}]"
     episodes = evaluation.returns.shape[1]
     print(f"\n{unit}: {summary.mean:.1f} {spread}, {episodes} episodes each")
-    print(f"written to {directory}/: scores.csv, metrics.csv, learning_curve.png")
+    print(f"written to {directory}/: scores.csv, metrics.csv, config.json, learning_curve.png")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def configs():
         validation_size=16,
     )  # fmt: skip
     window = window_denoiser.Config(
-        num_steps=12, batch_size=4, horizon=7, base_dim=2, dim_multiples=(1, 2), norm_groups=1,
+        num_steps=12, batch_size=4, horizon=7, base_dim=2, dim_multiples=(1,), norm_groups=1,
         num_heads=1, head_dim=4, terminal_penalty=2.0,
     )  # fmt: skip
     transition = transition_denoiser.Config(
@@ -109,7 +109,7 @@ def configs():
         "rebrac": rebrac.Config(num_steps=12, batch_size=8, hidden_dims=(8, 8)),
         "cql": cql.Config(
             num_steps=12, batch_size=8, hidden_dims=(8,), critic_hidden_dims=(8,), lagrange=True,
-            num_action_samples=2,
+            num_action_samples=2, micro_batch=4,
         ),
         "mcq": mcq.Config(
             num_steps=12, batch_size=8, hidden_dims=(8,), vae_hidden_dim=8, num_sampled_actions=2

@@ -7,7 +7,7 @@ import pytest
 
 from tgcvg_jax import training
 from tgcvg_jax.checkpoint import Checkpointer
-from tgcvg_jax.learners import LEARNERS, td3_bc
+from tgcvg_jax.learners import LEARNERS
 from tgcvg_jax.models import MODELS, any_step_dynamics
 from tgcvg_jax.training import Callback, DivergenceError, fit
 
@@ -133,15 +133,33 @@ def test_finished_run_is_a_no_op(runs, dataset):
     assert len(result.log.curves()["critic_loss"][0]) == 3
 
 
-def test_seeds_under_vmap_equal_separate_runs(task, dataset_x64, configs, x64):
-    learner = td3_bc.make(task, configs["td3_bc"])
-    together = fit(learner, dataset_x64, num_steps=20, seeds=(0, 1, 2)).state
-    for i, seed in enumerate((0, 1, 2)):
-        alone = fit(learner, dataset_x64, num_steps=20, seeds=(seed,)).state
-        pair = zip(numbers(training.select_seed(together, i)), numbers(alone), strict=True)
-        for a, b in pair:
-            np.testing.assert_allclose(a, b[0], rtol=1e-10, atol=1e-10)
-    assert jax.tree.leaves(together.actor)[0].dtype == jnp.float64
+@pytest.mark.parametrize("name", LEARNERS)
+def test_seeds_under_vmap_equal_separate_runs(task, dataset_x64, configs, x64, name):
+    made = LEARNERS[name].make(task, configs[name])
+    widen = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
+    learner = made._replace(init=lambda *args: jax.tree.map(widen, made.init(*args)))
+    together = fit(learner, dataset_x64, num_steps=12, seeds=(0, 3)).state
+    alone = fit(learner, dataset_x64, num_steps=12, seeds=(3,)).state
+    for a, b in zip(numbers(together), numbers(alone), strict=True):
+        assert a.dtype != np.float32
+        np.testing.assert_allclose(a[1], b[0], rtol=1e-10, atol=1e-10)
+    assert differs(*(training.select_seed(together, i) for i in (0, 1)))
+
+
+def test_every_update_has_a_batch_of_its_own(toy, dataset):
+    """Whose key is that of seed and step alone."""
+
+    def update(state, batch):
+        return dataclasses.replace(state, step=state.step + 1), {"batch": batch}
+
+    learner = toy()._replace(sample=lambda key, data: jax.random.uniform(key), update=update)
+    result = fit(learner, dataset, num_steps=5, seeds=(0, 4), log_every=1)
+    _, rows = result.log.curves(by_seed=True)["batch"]
+    assert len(np.unique(rows)) == rows.size == 10
+    for (step, i), value in np.ndenumerate(rows):
+        key = jax.random.fold_in(jax.random.key((0, 4)[i]), 1)
+        batch = jax.random.uniform(jax.random.fold_in(key, step))
+        np.testing.assert_allclose(value, batch, rtol=1e-5)
 
 
 def test_longer_run_continues_a_shorter_one(toy, dataset, tmp_path):

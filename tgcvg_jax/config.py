@@ -13,9 +13,14 @@ from tgcvg_jax.types import UserError
 
 UNIT_INTERVAL = (
     "dropout", "holdout_fraction", "discount", "tau", "original_share", "data_weight", "expectile",
-    "top_fraction",
+    "top_fraction", "condition_dropout", "ema_decay", "beta_2",
 )  # fmt: skip
-SIGNED = ("reward_shift", "min_log_std", "clip_diff_min", "clip_diff_max", "target_return")
+BELOW_ONE = ("dropout",)
+POSITIVE = ("top_fraction",)
+SIGNED = (
+    "p_mean", "reward_shift", "min_log_std", "max_log_std", "clip_diff_min", "clip_diff_max",
+    "target_action_gap", "target_return",
+)  # fmt: skip
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -49,7 +54,8 @@ def check(config: Any, prefix: str = "") -> None:
     """Refuses numbers that no config means.
 
     None may be negative (but those in SIGNED), NaN or infinite; a whole number (a size or a count)
-    may be 0 only if its default is; probabilities, fractions and factors of decay are at most 1.
+    may be 0 only if its default is; probabilities, fractions and factors of decay are at most 1
+    (those in BELOW_ONE less, those in POSITIVE not 0).
 
     Raises:
       UserError: the field and its value.
@@ -69,6 +75,10 @@ def check(config: Any, prefix: str = "") -> None:
                 raise UserError(f"{name}={number}: must be at least 1")
             if field.name in UNIT_INTERVAL and number > 1:
                 raise UserError(f"{name}={number}: must be at most 1")
+            if field.name in BELOW_ONE and number == 1:
+                raise UserError(f"{name}={number}: must be below 1")
+            if field.name in POSITIVE and number == 0:
+                raise UserError(f"{name}={number}: must be above 0")
         if isinstance(value, tuple) and not value:
             raise UserError(f"{name}: must not be empty")
 
@@ -98,8 +108,10 @@ def _assign(config: Any, path: list[str], text: str, assignment: str) -> Any:
     hints = typing.get_type_hints(type(config))
     name, rest = path[0], path[1:]
     if name not in hints:
-        names = ", ".join(sorted(hints))
-        raise UserError(f"--set {assignment}: no field {name!r}; there are {names}")
+        before = assignment.partition("=")[0].strip().split(".")[: -len(path)]
+        meant = " or ".join(".".join([*before, found]) for found in _find(config, name))
+        names = f"did you mean {meant}?" if meant else f"there are {', '.join(sorted(hints))}"
+        raise UserError(f"--set {assignment}: no field {name!r}; {names}")
     current = getattr(config, name)
     if rest:
         if not dataclasses.is_dataclass(current):
@@ -111,6 +123,18 @@ def _assign(config: Any, path: list[str], text: str, assignment: str) -> Any:
             f"--set {assignment}: {name!r} is a group; name one of its fields ({names})"
         )
     return dataclasses.replace(config, **{name: _parse(text, hints[name], assignment)})
+
+
+def _find(config: Any, name: str) -> list[str]:
+    """Paths of the fields of that name, however deep."""
+    paths = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == name:
+            paths.append(name)
+        if dataclasses.is_dataclass(value):
+            paths += [f"{field.name}.{path}" for path in _find(value, name)]
+    return paths
 
 
 def _parse(text: str, hint: Any, assignment: str) -> Any:

@@ -236,13 +236,18 @@ def minari_family(dataset_id: str, environment: str = "") -> str:
     return family
 
 
+def paper_family(task: Task) -> str:
+    """The family as the papers' tables name it: dense mazes and Minari's are their `maze2d`."""
+    return task.family.removesuffix("-dense").replace("pointmaze", "maze2d")
+
+
 ENVIRONMENTS: dict[str, Task] = _environments()
 TASKS: dict[str, Task] = {task.name: task for task in _tasks()}
 
 
 def tgcvg_settings(task: Task) -> TGCVGSettings:
     """The papers' settings for a task, or the defaults where the papers have none."""
-    family = task.family.removesuffix("-dense").replace("pointmaze-", "maze2d-")
+    family = paper_family(task)
     if family in TGCVG_SETTINGS:
         return TGCVG_SETTINGS[family]
     # Mazes have short windows whatever the level: models err at walls.

@@ -8,6 +8,7 @@ compilation.
 Exactness: the key of a batch is fold_in(key of the seed, step), and noise comes from the state's
 own key and step, so a run does not depend on how it was cut into chunks, and one that is resumed
 from a checkpoint ends in the same bits as one that never stopped (same program, shapes, devices).
+A checkpoint between two rows of metrics has a file of their sums beside it, so the log is the same.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 
 from tgcvg_jax import reporting
 from tgcvg_jax.checkpoint import Checkpointer
+from tgcvg_jax.interruption import Interval, Signals
 from tgcvg_jax.types import Dataset, Learner, PRNGKey, PyTree, UserError
 
 
@@ -128,6 +130,7 @@ def fit(
     metrics_path: str | Path | None = None,
     log_every: int | None = None,
     save_every: int | None = None,
+    save_minutes: float = 5.0,
     callbacks: Sequence[Callback] = (),
     console: reporting.Console | None = None,
     label: str = "training",
@@ -137,6 +140,8 @@ def fit(
     """Trains a learner, all seeds at once, from the last checkpoint if there is one.
 
     A run that is finished (enough steps, or stopped early) returns at once with its last state.
+    SIGINT and SIGTERM end it after the chunk in flight, or at once in a callback, and the state is
+    saved; a second SIGINT does not wait for that.
 
     Args:
       learner: what to train.
@@ -151,10 +156,11 @@ def fit(
         it 1,000, or a twentieth of a short run.
       save_every: gradient steps between checkpoints, rounded up to a multiple of `log_every`.
         Without it 10,000, or a quarter of a short run.
-      callbacks: for example evaluation.
+      save_minutes: a checkpoint is made after so many minutes without one, too.
+      callbacks: for example evaluation. The log is on disk when the next one is called.
       console: progress bar and messages; None is silent.
       label: the bar's.
-      hint: added to the estimate of the time left.
+      hint: added to the estimate of the time left, if that is above ten minutes.
       chunk_seconds: length of a chunk, at most; short enough for a live progress bar.
 
     Returns:
@@ -162,8 +168,9 @@ def fit(
 
     Raises:
       DivergenceError: a metric is NaN or infinite.
+      Interrupted: by a signal; only in the main thread.
       UserError: the dataset is not fit for the learner, or the checkpoint not of this run, or of
-        more steps than `num_steps`.
+        more steps than `num_steps`, or the learner made for another number of steps.
     """
     console = console or reporting.Console(enabled=False)
     per_update = learner.steps_per_update
@@ -180,6 +187,11 @@ def fit(
     if num_steps is None:
         num_steps = num_epochs * epoch
     num_steps = round_up(num_steps, per_update)
+    if learner.num_steps is not None and round_up(learner.num_steps, per_update) != num_steps:
+        raise UserError(
+            f"{label}: the learning rate depends on num_steps, and this learner is made for "
+            f"{learner.num_steps:,} steps, not for {num_steps:,}; make it with that num_steps"
+        )
     log_every = round_up(log_every or min(1_000, max(num_steps // 20, 1)), per_update)
     save_every = round_up(save_every or min(10_000, max(num_steps // 4, 1)), log_every)
     intervals = [log_every, save_every, *([epoch] if epoch else [])]
@@ -193,68 +205,89 @@ def fit(
             "asked for; ask for at least as many, or choose another --workdir"
         )
     log = reporting.MetricsLog(metrics_path, resume_step=step)
-    if step:
-        state = checkpointer.restore(jax.eval_shape(lambda: init(learner, data, seeds)))
-    else:
-        state = init(learner, data, seeds)
-    finished = bool(jnp.all(state.finished)) if epoch else False
-    if step >= num_steps or finished:
-        return FitResult(state, step, log, 0.0, float("nan"))
 
-    start = time.perf_counter()
-    chunk = make_chunk(learner)
-    sums = chunk.zero_sums(state, keys, data)
-    run = chunk.run.lower(state, sums, keys, data, jnp.int32(1)).compile()
-    compile_seconds = time.perf_counter() - start
-    rate, first, estimated = _Rate(), step, False
-    counted, size = 0, 1  # updates in `sums`; updates in the next chunk
+    def call_back() -> None:
+        for callback in callbacks:
+            if step % round_up(callback.every, per_update) == 0 or step >= num_steps:
+                if metrics := callback.function(step, state):
+                    log.write(step, metrics, seeds)
+                log.flush()
 
-    def save() -> None:
-        log.flush()
-        if checkpointer is not None:
-            checkpointer.save(step, state)
+    with Signals(checkpointer) as signals:
+        with signals.at_once():
+            if step:
+                like = jax.eval_shape(lambda: init(learner, data, seeds))
+                state = checkpointer.restore(like)
+            else:
+                state = init(learner, data, seeds)
+            interval = Interval(checkpointer, step)
+            if interval.interrupted:
+                call_back()
+            finished = bool(jnp.all(state.finished)) if epoch else False
+            if step >= num_steps or finished:
+                interval.clear()
+                return FitResult(state, step, log, 0.0, float("nan"))
 
-    with reporting.progress(console, label, num_steps, step) as advance:
-        while step < num_steps and not finished:
-            boundary = min(num_steps, *(step + i - step % i for i in intervals))
-            updates = min(size, -(-(boundary - step) // per_update))
             start = time.perf_counter()
-            state, sums = jax.block_until_ready(run(state, sums, keys, data, jnp.int32(updates)))
-            rate.add(updates * per_update, time.perf_counter() - start)
-            size = max(1, int(rate.latest * chunk_seconds / per_update))
-            step, counted = step + updates * per_update, counted + updates
-            advance(updates * per_update)
+            chunk = make_chunk(learner)
+            sums = chunk.zero_sums(state, keys, data)
+            run = chunk.run.lower(state, sums, keys, data, jnp.int32(1)).compile()
+            sums = interval.restore(sums)
+            compile_seconds = time.perf_counter() - start
+        rate, first, estimated = _Rate(), step, False
+        size = 1  # updates in the next chunk
+        saved = flushed = time.monotonic()
 
-            if not estimated and rate.seconds > 2 * chunk_seconds:
-                estimated = True
-                left = reporting.duration((num_steps - step) / rate.mean)
-                console.print(
-                    f"{label}: {rate.mean:.3g} steps/s after {compile_seconds:.0f} s of "
-                    f"compilation; {'at most ' if epoch else ''}{left} to go{hint}"
-                )
-            row: dict[str, np.ndarray] = {}
-            if step % log_every == 0 or step >= num_steps:
-                row |= {name: np.asarray(total) / counted for name, total in sums.items()}
-                sums, counted = jax.tree.map(jnp.zeros_like, sums), 0
-                for name, values in row.items():
-                    if not np.all(np.isfinite(values)):
-                        bad = [s for s, v in zip(seeds, values) if not np.isfinite(v)]
-                        kept = checkpointer.latest() if checkpointer else None
-                        raise DivergenceError(
-                            f"{label}: {name} of seed {', '.join(map(str, bad))} is not finite at "
-                            f"step {step}; the last checkpoint is of step {kept or 0}"
-                        )
-            if epoch and (step % epoch == 0 or step >= num_steps):
-                state, metrics = validate(state, data)
-                row |= {name: np.asarray(values) for name, values in metrics.items()}
-                finished = bool(jnp.all(state.finished))
-            for callback in callbacks:
-                if step % round_up(callback.every, per_update) == 0 or step >= num_steps:
-                    row |= callback.function(step, state) or {}
-            if row:
-                log.write(step, row, seeds)
-            if step % save_every == 0 or step >= num_steps or finished:
-                save()
+        def save(interrupted: bool = False) -> None:
+            log.flush()
+            if checkpointer is not None:
+                interval.save(step, sums, interrupted)
+                checkpointer.save(step, state)
+                interval.clear(but=step)
+
+        with reporting.progress(console, label, num_steps, step) as advance:
+            while step < num_steps and not finished:
+                boundary = min(num_steps, *(step + i - step % i for i in intervals))
+                updates = min(size, -(-(boundary - step) // per_update))
+                start = time.perf_counter()
+                state, sums = run(state, sums, keys, data, jnp.int32(updates))
+                jax.block_until_ready((state, sums))
+                rate.add(updates * per_update, time.perf_counter() - start)
+                size = max(1, int(rate.latest * chunk_seconds / per_update))
+                step, interval.updates = step + updates * per_update, interval.updates + updates
+                advance(updates * per_update)
+
+                if not estimated and rate.seconds > 2 * chunk_seconds:
+                    estimated = True
+                    left = (num_steps - step) / rate.mean
+                    console.print(
+                        f"{label}: {rate.mean:.3g} steps/s after {compile_seconds:.0f} s of "
+                        f"compilation; {'at most ' if epoch else ''}{reporting.duration(left)} to "
+                        f"go{hint if left > 600 else ''}"
+                    )
+                if step % log_every == 0 or step >= num_steps:
+                    row = {k: np.asarray(total) / interval.updates for k, total in sums.items()}
+                    log.write(step, row, seeds)
+                    _check_finite(label, step, row, seeds, log, checkpointer)
+                    sums, interval.updates = jax.tree.map(jnp.zeros_like, sums), 0
+                if epoch and (step % epoch == 0 or step >= num_steps):
+                    state, metrics = validate(state, data)
+                    log.write(step, {k: np.asarray(v) for k, v in metrics.items()}, seeds)
+                    finished = bool(jnp.all(state.finished))
+                try:
+                    with signals.at_once():
+                        call_back()
+                except KeyboardInterrupt:
+                    save(interrupted=True)
+                    raise
+                now = time.monotonic()
+                late = now - saved > 60 * save_minutes
+                if late or step % save_every == 0 or step >= num_steps or finished:
+                    save()
+                    saved = flushed = now
+                elif now - flushed > 60:
+                    log.flush()
+                    flushed = now
     return FitResult(state, step, log, compile_seconds, rate.mean if step > first else float("nan"))
 
 
@@ -271,3 +304,22 @@ class _Rate:
     @property
     def mean(self) -> float:
         return self.steps / max(self.seconds, 1e-9)
+
+
+def _check_finite(
+    label: str,
+    step: int,
+    row: Mapping[str, np.ndarray],
+    seeds: list[int],
+    log: reporting.MetricsLog,
+    checkpointer: Checkpointer | None,
+) -> None:
+    for name, values in row.items():
+        if bad := [str(seed) for seed, value in zip(seeds, values) if not np.isfinite(value)]:
+            log.flush()
+            kept = checkpointer.latest() if checkpointer else None
+            saved = f"the last checkpoint is of step {kept}" if kept else "there is no checkpoint"
+            raise DivergenceError(
+                f"{label}: {name} of seed {', '.join(bad)} is not finite at step {step}; {saved}; "
+                "a smaller learning rate may help; the log has the metrics before"
+            )

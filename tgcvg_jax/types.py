@@ -157,19 +157,23 @@ class Dataset:
         return self.timestep.shape[0]
 
 
+def _no_carry(state: PyTree, batch_size: int, target_return: float | None = None) -> PyTree:
+    return ()
+
+
 class Policy(NamedTuple):
     """How a trained state acts, for one seed; `vmap` it for several.
 
     Attributes:
-      init: (state, batch_size, target_return) -> carry. `target_return` may be None; policies that
-        are not conditioned on a return ignore it.
       act: (state, carry, observation [B, S], previous_reward [B], key, deterministic) ->
         (action [B, A], carry). `deterministic` is a Python bool. Observations are raw: whatever
         normalisation the policy needs lives in its state.
+      init: (state, batch_size, target_return) -> carry, by default (). `target_return` may be None;
+        policies that are not conditioned on a return ignore it.
     """
 
-    init: Callable[..., PyTree]
     act: Callable[..., tuple[Array, PyTree]]
+    init: Callable[..., PyTree] = _no_carry
 
 
 class Learner(NamedTuple):
@@ -193,6 +197,8 @@ class Learner(NamedTuple):
         `finished`, which ends training once it is True for all seeds; from then on further calls
         must leave the state's result unchanged.
       steps_per_epoch: with `validate`: data -> gradient steps between validations.
+      num_steps: what its learning rates are made for, where they depend on the length of the run;
+        `fit` then refuses another.
     """
 
     prepare: Callable[[Dataset], PyTree]
@@ -203,6 +209,7 @@ class Learner(NamedTuple):
     policy: Policy | None = None
     validate: Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array]]] | None = None
     steps_per_epoch: Callable[[PyTree], int] | None = None
+    num_steps: int | None = None
 
 
 class Synthesizer(NamedTuple):

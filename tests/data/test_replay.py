@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tgcvg_jax.data import concatenate
+from tgcvg_jax.data.dataset import make_dataset, select
 from tgcvg_jax.data.replay import Replay, draw, make_buffer
 from tgcvg_jax.types import SYNTHETIC, UserError
 
@@ -73,6 +74,26 @@ def test_the_range_of_returns_is_the_original_datas(fused, dataset):
     both, alone = (make_buffer(d, config).rows[:, -2] for d in (fused, dataset))
     kept = np.asarray(both)[np.asarray(both) < 50 * 30]
     assert np.isin(np.round(np.asarray(alone), 4), np.round(kept, 4)).all()
+
+
+def test_a_last_episode_that_was_cut_has_no_return(dataset, fused):
+    """The last one has the lowest return, whole or not; the task's have 30 steps."""
+    last = np.asarray(dataset.remaining) == 1
+    reward = np.asarray(dataset.transition.reward) - np.where(np.arange(141) < 111, 0, 9)
+    transition = jax.tree.map(np.asarray, dataset.transition)._replace(reward=reward)
+    whole = make_dataset(dataset.task, transition, last)
+    returns = np.add.reduceat(reward, np.append(0, np.flatnonzero(last)[:-1] + 1))
+    cut = select(whole, np.arange(141) < 140)
+    made = select(fused, np.asarray(fused.source) == SYNTHETIC)
+    ended = cut.transition._replace(discount=np.append(np.asarray(cut.transition.discount)[:-1], 0))
+    for data, used in (
+        (whole, returns),
+        (cut, returns[:-1]),
+        (concatenate([cut, made]), returns[:-1]),
+        (cut.replace(transition=ended), returns),
+    ):
+        first = make_buffer(data, Replay(normalize_return=True)).rows[0, -2]
+        np.testing.assert_allclose(first, reward[0] * 30 / np.ptp(used), rtol=1e-5)
 
 
 def test_next_actions(dataset):

@@ -23,7 +23,7 @@ def act(weights, carry, observation, previous_reward, key, deterministic):
     return action, carry
 
 
-LINEAR = Policy(init=lambda weights, batch_size, target_return: (), act=act)
+LINEAR = Policy(act)
 # One that balances, one that falls at once, one that does nothing.
 WEIGHTS = jnp.array([[1.0, 4.0, 1.0, 1.0], [-20.0, -40.0, 0, 0], [0, 0, 0, 0]])[..., None]
 
@@ -121,7 +121,7 @@ def test_carry_reward_and_target_return_reach_the_policy():
         return action, (time + 1, target - 1)
 
     result = rollout.evaluate(
-        Policy(init, act), WEIGHTS[:1], PENDULUM, episodes=2, target_return=40.0
+        Policy(act, init), WEIGHTS[:1], PENDULUM, episodes=2, target_return=40.0
     )
     np.testing.assert_array_equal(result.lengths, 40)
 
@@ -133,7 +133,7 @@ def test_the_policy_is_traced_once():
         traces.append(observation.shape)
         return observation @ state, carry
 
-    policy = Policy(LINEAR.init, act)
+    policy = Policy(act)
     for seed in range(2):
         rollout.evaluate(policy, WEIGHTS, PENDULUM, episodes=2, seed=seed)
     assert traces == [(2, 4)]

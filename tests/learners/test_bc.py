@@ -8,8 +8,6 @@ import pytest
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import tasks, training
 from tgcvg_jax.data import concatenate, make_dataset
-from tgcvg_jax.data.normalize import Normalizer
-from tgcvg_jax.data.replay import Replay
 from tgcvg_jax.learners import bc
 from tgcvg_jax.types import SYNTHETIC, Task, Transition, UserError
 
@@ -97,15 +95,31 @@ def test_top_fraction_reaches_the_buffer(task, dataset, data):
         config_lib.override(CONFIG, ["top_fraction=10"])
 
 
-def test_loss_by_hand_and_its_gradient(task, learner, data, state):
+def test_loss_and_gradient_by_hand(task, learner, data, state):
     batch = learner.sample(jax.random.key(1), data)
-    p = jax.tree.map(np.asarray, state.actor["params"])
-    hidden = np.maximum(batch.observation @ p["layer_0"]["kernel"] + p["layer_0"]["bias"], 0)
-    mean = np.tanh(hidden @ p["layer_1"]["kernel"] + p["layer_1"]["bias"])
-    after, info = jax.jit(learner.update)(state, batch)
-    expected = np.mean((mean - np.asarray(batch.action)) ** 2)
-    np.testing.assert_allclose(info["actor_loss"], expected, rtol=1e-5)
-    assert bc.actor_loss(after.actor, batch, task, CONFIG)[0] < info["actor_loss"]
+    observation, action = np.asarray(batch.observation), np.asarray(batch.action)
+    first, last = (jax.tree.map(np.asarray, state.actor["params"][f"layer_{i}"]) for i in (0, 1))
+    hidden = np.maximum(observation @ first["kernel"] + first["bias"], 0)
+    mean = np.tanh(hidden @ last["kernel"] + last["bias"])
+    loss = lambda p: bc.actor_loss(p, batch, task, CONFIG)  # noqa: E731
+    (value, info), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.actor)
+    np.testing.assert_allclose(value, np.mean((mean - action) ** 2), rtol=1e-5)
+    assert value == info["actor_loss"]
+    to_output = 2 * (mean - action) * (1 - mean**2) / action.size
+    to_hidden = to_output @ last["kernel"].T * (hidden > 0)
+    expected = {
+        "layer_0": {"kernel": observation.T @ to_hidden, "bias": to_hidden.sum(axis=0)},
+        "layer_1": {"kernel": hidden.T @ to_output, "bias": to_output.sum(axis=0)},
+    }
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)  # noqa: E731
+    jax.tree.map(close, grads["params"], expected)
+
+
+def test_a_step_is_adams(learner, data, state):
+    """The first one has the length of the learning rate in every coordinate."""
+    after, _ = jax.jit(learner.update)(state, learner.sample(jax.random.key(1), data))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.actor, state.actor)
+    np.testing.assert_allclose(jax.tree.leaves(moved), 3e-4, rtol=1e-2)
     assert after.step == 1
 
 
@@ -122,37 +136,6 @@ def test_training_finds_the_behaviour(task):
     state = training.select_seed(result.state, 0)
     found = learner.policy.act(state, (), jnp.asarray(observation), jnp.zeros(200), None, True)[0]
     assert np.mean((found - action) ** 2) < 0.02 * np.mean(action**2)
-
-
-def test_seeds_under_vmap_equal_separate_runs(learner, dataset_x64, x64):
-    together = training.fit(learner, dataset_x64, num_steps=10, seeds=(0, 1)).state
-    alone = training.fit(learner, dataset_x64, num_steps=10, seeds=(1,)).state
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a[1], b[0], rtol=1e-10, atol=1e-10),
-        together.actor, alone.actor,
-    )  # fmt: skip
-    assert jax.tree.leaves(together.actor)[0].dtype == jnp.float64
-
-
-def test_the_mixture_reaches_the_batch(task, dataset):
-    made = dataset.replace(
-        source=jnp.full_like(dataset.source, SYNTHETIC),
-        transition=dataset.transition._replace(reward=dataset.transition.reward + 100.0),
-    )
-    config = dataclasses.replace(CONFIG, replay=Replay(original_share=0.25), top_fraction=0.5)
-    learner = bc.make(task, config)
-    data = learner.prepare(concatenate([dataset, made]))
-    reward = np.asarray(learner.sample(jax.random.key(0), data).reward)
-    assert (reward < 50).sum() == 2
-
-
-def test_policy_normalises_raw_observations(learner, state):
-    observation = jnp.ones((2, 3))
-    act = lambda s, o: learner.policy.act(s, (), o, jnp.zeros(2), None, True)[0]  # noqa: E731
-    raw = act(state, observation)
-    identity = state.replace(normalizer=Normalizer(jnp.zeros(3), jnp.ones(3)))
-    np.testing.assert_allclose(raw, act(identity, state.normalizer(observation)), atol=1e-6)
-    assert raw.shape == (2, 2) and np.all(np.abs(raw) < 1)
 
 
 @pytest.mark.parametrize("name", ["hopper-medium-v2", "maze2d-umaze-v1", "antmaze-umaze-v2"])

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,6 @@ from tgcvg_jax.data import concatenate
 from tgcvg_jax.data.dataset import make_dataset
 from tgcvg_jax.data.replay import Mixture
 from tgcvg_jax.learners import dt
-from tgcvg_jax.ops.gradients import clip_by_norm
 from tgcvg_jax.types import SYNTHETIC, Task, Transition, UserError
 
 L = 4
@@ -157,7 +157,7 @@ def test_padding_counts_as_zero_error(task, config, state, batch):
     def run(params, batch):
         grad = jax.value_and_grad(dt.loss, has_aux=True)
         predicted = network.apply(params, *batch, deterministic=True)
-        return predicted, *grad(params, batch, key, task=task, config=config)
+        return predicted, *grad(params, batch, key, task, config)
 
     assert not batch.mask.all()
     predicted, (value, _), grads = run(state.params, batch)
@@ -168,6 +168,16 @@ def test_padding_counts_as_zero_error(task, config, state, batch):
     _, (other, _), other_grads = run(state.params, junk._replace(mask=batch.mask))
     np.testing.assert_allclose(value, other, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, other_grads)
+
+
+def test_dropout_draws_from_the_key(task, config, state, batch):
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(rate, key):
+        return dt.loss(state.params, batch, key, task, dataclasses.replace(config, dropout=rate))[0]
+
+    one, other = jax.random.split(jax.random.key(0))
+    assert run(0.0, one) == run(0.0, other) != run(0.5, one)
+    assert abs(run(0.5, one) - run(0.5, other)) > 1e-4
 
 
 def test_learns_which_return_needs_which_action(task, dataset, config):
@@ -192,7 +202,7 @@ def test_learns_which_return_needs_which_action(task, dataset, config):
         return jax.lax.scan(step, learner.init(jax.random.key(0), data), length=100)
 
     state, info = train(data)
-    assert np.mean(info["loss"][-20:]) < 0.1 * np.mean(info["loss"][:20])
+    assert np.mean(info["actor_loss"][-20:]) < 0.1 * np.mean(info["actor_loss"][:20])
     observation = dataset.transition.observation[:4]
     act = jax.jit(lambda w: learner.policy.act(state, w, observation, jnp.zeros(4), None, True)[0])
     for target in (10.0, -10.0):
@@ -204,14 +214,6 @@ def test_learns_which_return_needs_which_action(task, dataset, config):
 def test_the_rate_warms_up_whatever_the_number_of_steps(config):
     rates = [float(dt.learning_rate(jnp.int32(step), config)) for step in (0, 1, 3, 4, 100)]
     np.testing.assert_allclose(rates, 1e-4 * np.array([0.25, 0.5, 1, 1, 1]), rtol=1e-6)
-
-
-def test_gradients_are_shortened_but_never_stretched():
-    grads = {"a": np.float32([3.0, 0.0]), "b": np.float32([4.0])}
-    clipped, norm = clip_by_norm(grads, 2.5)
-    assert norm == 5.0
-    np.testing.assert_allclose([*clipped["a"], *clipped["b"]], [1.5, 0, 2], rtol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, clip_by_norm(grads, 6.0)[0], grads)
 
 
 @pytest.mark.parametrize("target", (None, 12.0))
@@ -270,31 +272,6 @@ def test_the_target_without_one_is_the_datas_best(task, dataset, segments, confi
     np.testing.assert_allclose(window.return_to_go, 0.1 * best, rtol=1e-6)
 
 
-def test_seeds_under_vmap_equal_separate_runs(learner, data, state, x64):
-    @jax.jit
-    def start(data, state):
-        wide = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
-        data, state = jax.tree.map(wide, (data, state))
-        params = jax.tree.map(lambda x: 0.9 * x, state.params)
-        other = state.replace(params=params, key=jax.random.key(7))
-        return data, jax.tree.map(lambda *x: jnp.stack(x), state, other), other
-
-    def step(state, data):
-        batch = learner.sample(jax.random.fold_in(state.key, state.step), data)
-        return learner.update(state, batch)[0]
-
-    step_all, step_one = jax.jit(jax.vmap(step, (0, None))), jax.jit(step)
-    data, together, other = start(data, state)
-    alone = other
-    for _ in range(5):
-        together, alone = step_all(together, data), step_one(alone, data)
-    a, b, c = (jax.tree.leaves(jax.device_get(s.params)) for s in (together, alone, other))
-    for ours, expected, before in zip(a, b, c):
-        assert ours.dtype == np.float64
-        np.testing.assert_allclose(ours[1], expected, rtol=1e-10, atol=1e-10)
-        assert np.any(expected != before)
-
-
 def test_settings_of_the_papers():
     make = lambda name, whose: dt.for_task(tasks.TASKS[name], whose)  # noqa: E731
     for whose, size, rate, factor in (
@@ -311,7 +288,8 @@ def test_settings_of_the_papers():
         "maze2d-large-dense-v1": 303.4857382709002,
         "antmaze-large-play-v2": 1.0,
         "mujoco/hopper/expert-v0": 3600.0,
-        "D4RL/pointmaze/umaze-v2": None,
+        "D4RL/pointmaze/umaze-v2": 280.0,
+        "D4RL/pointmaze/umaze-dense-v2": None,
     }
     for name, target in targets.items():
         assert make(name, "tgcvg").target_return == target

@@ -5,10 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tgcvg_jax import tasks, training
+from tgcvg_jax import tasks
 from tgcvg_jax.data import concatenate
-from tgcvg_jax.data.normalize import Normalizer
-from tgcvg_jax.data.replay import Replay
 from tgcvg_jax.learners import HYPERPARAMETERS, rebrac
 from tgcvg_jax.types import SYNTHETIC, UserError
 
@@ -235,43 +233,12 @@ def test_next_actions_are_the_datas(learner, dataset):
         assert discount == 0.0 or np.array_equal(dataset.transition.action[index[0]], a)
 
 
-def test_the_mixture_reaches_the_learner(task, dataset):
-    made = dataset.replace(
-        source=jnp.full_like(dataset.source, SYNTHETIC),
-        transition=dataset.transition._replace(reward=dataset.transition.reward + 100.0),
-    )
-    config = dataclasses.replace(CONFIG, replay=Replay(original_share=0.25))
-    mixed = rebrac.make(task, config)
-    data = mixed.prepare(concatenate([dataset, made]))
-    reward = mixed.sample(jax.random.key(0), data)[0].reward
-    np.testing.assert_array_equal((reward < 50).sum(axis=1), 2)
-
-
 def test_single_transitions_are_refused(learner, dataset):
     made = dataset.replace(
         source=jnp.full_like(dataset.source, SYNTHETIC), remaining=jnp.ones_like(dataset.remaining)
     )
     with pytest.raises(UserError, match="the synthetic data are single transitions"):
         learner.prepare(concatenate([dataset, made]))
-
-
-def test_seeds_under_vmap_equal_separate_runs(task, dataset_x64, x64):
-    learner = rebrac.make(task, dataclasses.replace(CONFIG, hidden_dims=(4,), policy_freq=1))
-    together = training.fit(learner, dataset_x64, num_steps=10, seeds=(0, 1)).state
-    alone = training.fit(learner, dataset_x64, num_steps=10, seeds=(1,)).state
-    for name in ("actor", "critic", "target_actor", "target_critic"):
-        close = lambda a, b: np.testing.assert_allclose(a[1], b[0], rtol=1e-10, atol=1e-10)  # noqa: E731
-        jax.tree.map(close, getattr(together, name), getattr(alone, name))
-    assert jax.tree.leaves(together.actor)[0].dtype == jnp.float64
-
-
-def test_policy_sees_raw_observations(task, learner, start):
-    state = start[0].replace(normalizer=Normalizer(jnp.full(3, 900.0), jnp.full(3, 50.0)))
-    observation = 1e3 * jnp.ones((4, 3))
-    action, _ = learner.policy.act(state, (), observation, jnp.zeros(4), None, True)
-    actor, _ = rebrac.make_networks(task, CONFIG)
-    np.testing.assert_allclose(action, rebrac.act(actor, state.actor, jnp.full((4, 3), 2.0)))
-    assert action.shape == (4, 2) and np.all(np.abs(action) <= 1)
 
 
 @pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS)

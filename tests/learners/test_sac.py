@@ -3,25 +3,44 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tgcvg_jax import training
 from tgcvg_jax.learners import sac
 from tgcvg_jax.types import Transition
 
 CONFIG = sac.Config(batch_size=6, hidden_dims=(8,), learning_rate=1e-3)
 
 
-@pytest.fixture
-def problem(x64, task, dataset_x64):
+@pytest.fixture(scope="module")
+def made(task, dataset_x64):
+    """A state, a batch and noise in float64."""
     learner = sac.make(task, CONFIG)
-    data = learner.prepare(dataset_x64)
-    state = learner.init(jax.random.key(0), data)
-    wide = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
-    params, target = jax.tree.map(wide, (state.params, state.target_critic))
-    target = jax.tree.map(lambda x: 0.9 * x + 0.01, target)
-    state = state.replace(params=params, target_critic=target)
-    batch = learner.sample(jax.random.key(1), data)
-    noise = jax.random.normal(jax.random.key(2), (2, *batch.action.shape), jnp.float64)
-    return state, batch, noise
+
+    @jax.jit
+    def make(data):
+        state = learner.init(jax.random.key(0), data)
+        target = jax.tree.map(lambda x: 0.9 * x + 0.01, state.params["critic"])
+        batch = learner.sample(jax.random.key(1), data)
+        noise = jax.random.normal(jax.random.key(2), (2, *batch.action.shape))
+        return state.replace(target_critic=target), batch, noise
+
+    with jax.enable_x64(True):
+        return make(learner.prepare(dataset_x64))
+
+
+@pytest.fixture(scope="module")
+def grad(task):
+    """Gradient of the loss, or of one of its parts, and all parts."""
+
+    def part(params, state, batch, noise, name):
+        total, info = sac.loss(params, state.target_critic, batch, noise, task, CONFIG)
+        return info.get(name, total), info
+
+    return jax.jit(jax.grad(part, has_aux=True), static_argnums=4)
+
+
+@pytest.fixture
+def problem(x64, made):
+    assert {x.dtype for x in jax.tree.leaves(made[0].params)} == {jnp.dtype("float64")}
+    return made
 
 
 def linear(layer, x):
@@ -45,13 +64,13 @@ def q_values(params, observation, action):
     return np.stack([mlp(p, x)[:, 0] for p in each])
 
 
-def test_losses_by_hand(problem, task):
+def test_losses_by_hand(problem, grad):
     """Haarnoja et al. 2018 (arXiv 1812.05905), equations 5, 9 and 18, in plain numpy."""
     state, batch, noise = problem
     b, noise = jax.tree.map(np.asarray, (batch, noise))
     alpha = np.exp(float(state.params["log_alpha"])) * 0.3
     params = state.params | {"log_alpha": jnp.log(alpha)}
-    _, info = sac.loss(params, state.target_critic, batch, noise, task=task, config=CONFIG)
+    _, info = grad(params, state, batch, noise, "total")
 
     next_action, next_log_prob = sample(params["actor"], b.next_observation, noise[1])
     next_q = q_values(state.target_critic, b.next_observation, next_action).min(axis=0)
@@ -64,28 +83,26 @@ def test_losses_by_hand(problem, task):
     np.testing.assert_allclose(info["alpha"], alpha, rtol=1e-9)
 
 
-def test_every_loss_reaches_its_own_part_alone(problem, task):
-    state, batch, noise = problem
-    value = lambda p: sac.loss(p, state.target_critic, batch, noise, task=task, config=CONFIG)  # noqa: E731
-    grads = jax.grad(lambda p: value(p)[0])(state.params)
-    for name in ("critic_loss", "actor_loss"):
-        part = name.removesuffix("_loss")
-        own = jax.grad(lambda p, name=name: value(p)[1][name])(state.params)[part]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), grads[part], own)
+def test_every_loss_reaches_its_own_part_alone(problem, grad):
+    state, *rest = problem
+    whole, _ = grad(state.params, state, *rest, "total")
+    for part in ("critic", "actor"):
+        own, _ = grad(state.params, state, *rest, f"{part}_loss")
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9)  # noqa: E731
+        jax.tree.map(close, whole[part], own[part])
 
 
 @pytest.mark.parametrize(("log_std", "sign"), [(-3.0, -1), (0.0, 1)])
-def test_temperature_rises_when_entropy_is_short(problem, task, log_std, sign):
+def test_temperature_rises_when_entropy_is_short(problem, task, grad, log_std, sign):
     """A peaked policy has less than the target entropy: a gradient step must raise alpha."""
     state, batch, noise = problem
     actor = jax.tree.map(jnp.zeros_like, state.params["actor"])
     bias = actor["params"]["layer_1"]["bias"].at[task.action_dim :].set(log_std)
     actor["params"]["layer_1"]["bias"] = bias
-    value = lambda p: sac.loss(p, state.target_critic, batch, noise, task=task, config=CONFIG)[0]  # noqa: E731
-    grad = jax.grad(value)(state.params | {"actor": actor})["log_alpha"]
+    grads, _ = grad(state.params | {"actor": actor}, state, batch, noise, "total")
     log_prob = sample(actor, np.asarray(batch.observation), np.asarray(noise[0]))[1].mean()
     assert np.sign(log_prob - task.action_dim) == -sign
-    assert np.sign(grad) == sign
+    assert np.sign(grads["log_alpha"]) == sign
 
 
 def test_ring(task):
@@ -105,15 +122,10 @@ def test_only_filled_rows_are_sampled(task, dataset):
     assert all(np.isfinite(x).all() for x in batch)
 
 
-def test_it_is_a_learner(task, dataset):
-    """`fit` trains it, and its policy acts."""
-    learner = sac.make(task, CONFIG)
-    result = training.fit(learner, dataset, num_steps=5, seeds=[0, 1])
-    assert result.step == 5
-    carry = learner.policy.init(result.state, 2, None)
-    state = training.select_seed(result.state, 0)
-    observation = dataset.transition.observation[:2]
-    act = lambda key, mean: learner.policy.act(state, carry, observation, None, key, mean)[0]  # noqa: E731
+def test_policy_is_random_unless_deterministic(task, problem):
+    policy, (state, batch, _) = sac.make(task, CONFIG).policy, problem
+    carry = policy.init(state, 6)
+    act = lambda key, mean: policy.act(state, carry, batch.observation, None, key, mean)[0]  # noqa: E731
     one, other = jax.random.split(jax.random.key(0))
     assert not np.allclose(act(one, False), act(other, False))
     np.testing.assert_array_equal(act(one, True), act(other, True))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tgcvg_jax.data.normalize import Normalizer
+from tgcvg_jax import tasks
+from tgcvg_jax.data.replay import Replay
 from tgcvg_jax.learners import td3_bc
 
 
@@ -40,16 +41,21 @@ def critic_step(task, config):
     return jax.jit(step)
 
 
+@pytest.fixture(scope="module")
+def actor_step(task, config):
+    return jax.jit(lambda s, b: td3_bc.actor_step(s, b, task=task, config=config))
+
+
 def same(a, b):
     return all(bool(jnp.array_equal(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
-def test_targets_move_only_with_the_actor(task, config, state, batch, critic_step):
+def test_targets_move_only_with_the_actor(state, batch, critic_step, actor_step):
     after, _ = critic_step(state, batch, jnp.zeros((8, 2)))
     assert not same(after.critic, state.critic)
     assert same(after.target_critic, state.target_critic)
     assert same(after.target_actor, state.target_actor) and same(after.actor, state.actor)
-    moved, _ = jax.jit(lambda s: td3_bc.actor_step(s, batch, task=task, config=config))(after)
+    moved, _ = actor_step(after, batch)
     assert same(moved.critic, after.critic) and not same(moved.actor, after.actor)
     for new, old, online in (
         (moved.target_critic, after.target_critic, after.critic),
@@ -75,14 +81,29 @@ def test_target_noise_is_clipped(state, batch, critic_step):
     assert not np.array_equal(run(2.0), run(100.0))
 
 
-def test_one_update_is_policy_freq_critic_steps(task, config, data):
+def test_two_updates_step_by_step(learner, data, state, critic_step, actor_step):
+    """Noise of the state's key and step, other in each critic step; the actor on the last batch."""
+    update, expected = jax.jit(learner.update), state
+    for i in range(2):
+        batch = learner.sample(jax.random.key(i), data)
+        noise = jax.random.normal(jax.random.fold_in(state.key, expected.step), (2, 8, 2))
+        for j in range(2):
+            part = jax.tree.map(lambda x, j=j: x[j], batch)
+            expected, critic_info = critic_step(expected, part, noise[j])
+        expected, actor_info = actor_step(expected, part)
+        state, metrics = update(state, batch)
+        info = jax.tree.map(jnp.mean, critic_info | actor_info)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            (state.replace(key=None), metrics), (expected.replace(key=None), info),
+        )  # fmt: skip
+    assert state.step == 4
+
+
+def test_one_batch_for_each_critic_step(task, config, data):
     learner = td3_bc.make(task, dataclasses.replace(config, policy_freq=3))
     assert learner.steps_per_update == 3
-    state = jax.jit(learner.init)(jax.random.key(0), data)
-    shapes = jax.eval_shape(lambda s: learner.update(s, learner.sample(s.key, data)), state)
-    assert jax.tree.structure(shapes[0]) == jax.tree.structure(state)
     assert learner.sample(jax.random.key(0), data).action.shape == (3, 8, 2)
-    assert all(x.shape == () for x in shapes[1].values())
 
 
 def test_normalisation(data, dataset):
@@ -92,10 +113,9 @@ def test_normalisation(data, dataset):
     np.testing.assert_allclose(data.rows[:, :3], z, atol=1e-5)
 
 
-def test_policy_normalises_raw_observations(learner, state):
-    observation = jnp.ones((2, 3))
-    act = lambda s, o: learner.policy.act(s, (), o, jnp.zeros(2), None, True)[0]  # noqa: E731
-    raw = act(state, observation)
-    identity = state.replace(normalizer=Normalizer(jnp.zeros(3), jnp.ones(3)))
-    np.testing.assert_allclose(raw, act(identity, state.normalizer(observation)), atol=1e-6)
-    assert raw.shape == (2, 2) and np.all(np.abs(raw) < 1)
+def test_settings_of_the_tasks():
+    for name, task in tasks.TASKS.items():
+        shift = Replay(reward_shift=-1.0 if "antmaze" in name else 0.0)
+        assert td3_bc.for_task(task, "corl") == td3_bc.Config(replay=shift)
+        assert td3_bc.for_task(task, "tgcvg") == td3_bc.Config()
+        assert td3_bc.for_task(task, "gta") == td3_bc.Config(batch_size=1024)

@@ -93,9 +93,6 @@ def sample(denoiser, start, condition, churn, keep, **options):
     return run(*arrays)
 
 
-# --- schedule -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("n", [1, 2, 16, 128])
 def test_sigmas(n):
     sigma = edm.sigmas(edm.Sampler(num_steps=n))
@@ -136,9 +133,6 @@ def test_first_step_rounds_as_released():
     for noise_level in (0.0, 1.01, -0.5, float("nan")):
         with pytest.raises(UserError, match="noise_level"):
             edm.first_step(CONFIG, noise_level)
-
-
-# --- denoiser -------------------------------------------------------------------------------------
 
 
 def test_precondition_by_hand(x64):
@@ -183,9 +177,6 @@ def test_denoise():
     assert seen[1][2:] == (None, None)
 
 
-# --- sampler: the Gaussian, whose exact denoiser is known -----------------------------------------
-
-
 def impulses(num_steps):
     """The sampler is then linear in its N + 1 draws: row 0 gets the first of them, row 1 + i is
     given that of step i. The sum of squared outputs is the variance of its samples."""
@@ -223,8 +214,6 @@ def test_gaussian_samples_in_float32():
     assert np.std(x) == pytest.approx(0.5063, abs=0.007)  # the bug above gives 0.5345
     assert np.mean(x) == pytest.approx(0.0, abs=0.01)
 
-
-# --- sampler: against the loop --------------------------------------------------------------------
 
 FULL, PARTIAL, LIGHT = (edm.first_step(SHORT, mu) for mu in (1.0, 0.5, 0.25))
 
@@ -287,9 +276,6 @@ def test_what_the_loop_can_tell_apart():
 def test_no_such_step(first):
     with pytest.raises(ValueError, match="first"):
         edm.sample(jax_denoiser, jnp.zeros((B, D)), None, None, None, config=SHORT, first=first)
-
-
-# --- sampler: cost --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

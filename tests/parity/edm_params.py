@@ -56,14 +56,13 @@ def _mixer(p, name):
     return params
 
 
-def _attention(p, name, head_dim=32):
-    qkv = p[f"{name}/fn/fn/to_qkv/weight"][..., 0, 0]  # [3 heads E, C]
-    channels = qkv.shape[-1]
-    query, key, value = qkv.reshape(3, -1, head_dim, channels).transpose(0, 3, 1, 2)
-    out = p[f"{name}/fn/fn/to_out/weight"][..., 0, 0].T.reshape(-1, head_dim, channels)
-    bias = p[f"{name}/fn/fn/to_out/bias"]
-    norm = golden.norm(p, f"{name}/fn/norm")
-    return {"query": query, "key": key, "value": value, "out": out, "bias": bias, "norm": norm}
+def _attention(p, name):
+    return {
+        "norm": golden.norm(p, f"{name}/fn/norm"),
+        "qkv_kernel": p[f"{name}/fn/fn/to_qkv/weight"][..., 0, 0].T,
+        "out_kernel": p[f"{name}/fn/fn/to_out/weight"][..., 0, 0].T,
+        "out_bias": p[f"{name}/fn/fn/to_out/bias"],
+    }
 
 
 def _conv(p, name, up=False):

@@ -8,7 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from tgcvg_jax.types import Task, Transition
+
 DATA = Path(__file__).parent / "data"
+TASK = Task("golden", "", observation_dim=5, action_dim=3, episode_length=1)
 
 
 def load(name):
@@ -22,6 +25,17 @@ def select(arrays, prefix, index=None):
     prefix = prefix.rstrip("/") + "/"
     found = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
     return found if index is None else {k: v[index] for k, v in found.items()}
+
+
+def batch(z, u, done="dones"):
+    """The transitions of update `u`."""
+    return Transition(
+        observation=z["in/observations"][u],
+        action=z["in/actions"][u],
+        reward=z["in/rewards"][u],
+        discount=1.0 - z[f"in/{done}"][u],
+        next_observation=z["in/next_observations"][u],
+    )
 
 
 def linear(p, name):

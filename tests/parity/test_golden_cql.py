@@ -10,9 +10,8 @@ import pytest
 
 from tgcvg_jax.data.normalize import Normalizer
 from tgcvg_jax.learners import cql
-from tgcvg_jax.types import Task, Transition
 
-TASK = Task("golden", "", observation_dim=5, action_dim=3, episode_length=1)
+TASK = golden.TASK
 UPDATES = range(3)
 
 
@@ -86,7 +85,7 @@ def run(z, config):
     @jax.jit
     def update(state, batch, noise):
         grads, _ = jax.grad(cql.loss, has_aux=True)(
-            state.params, state.target_critic, batch, noise, **static
+            state.params, state.target_critic, batch, noise, TASK, config
         )
         parts = intermediates(state.params, batch, noise)
         new, info = cql.apply_update(state, batch, noise, **static)
@@ -105,13 +104,7 @@ def run(z, config):
         )
         result = []
         for u in UPDATES:
-            batch = Transition(
-                observation=z["in/observations"][u],
-                action=z["in/actions"][u],
-                reward=z["in/rewards"][u],
-                discount=1.0 - z["in/dones"][u],
-                next_observation=z["in/next_observations"][u],
-            )
+            batch = golden.batch(z, u)
             noise = cql.Noise(
                 policy=z["noise/policy"][u][:, None],
                 target=z["noise/target"][u][:, None],

@@ -8,9 +8,8 @@ import pytest
 
 from tgcvg_jax.data.normalize import Normalizer
 from tgcvg_jax.learners import mcq
-from tgcvg_jax.types import Task, Transition
 
-TASK = Task("golden", "", observation_dim=5, action_dim=3, episode_length=1)
+TASK = golden.TASK
 
 
 def merged(p, first, second):
@@ -119,13 +118,7 @@ def updates(z):
         )
         result = []
         for u in range(3):
-            batch = Transition(
-                observation=z["in/observations"][u],
-                action=z["in/actions"][u],
-                reward=z["in/rewards"][u],
-                discount=1.0 - z["in/terminals"][u],
-                next_observation=z["in/next_observations"][u],
-            )
+            batch = golden.batch(z, u, "terminals")
             noise = mcq.Noise(
                 vae=z["noise/vae"][u],
                 target=z["noise/target"][u],
@@ -148,13 +141,14 @@ def two(z, name, u):
 def test_losses_and_targets(z, updates, u):
     _, metrics, _, infos, _ = updates[u]
     golden.assert_close(infos["vae"]["vae_loss"], z["out/vae_loss"][u])
-    golden.assert_close(infos["critic"]["critic_loss"], two(z, "critic_{}_loss", u))
+    golden.assert_close(infos["critic"]["critic_losses"], two(z, "critic_{}_loss", u))
     golden.assert_close(infos["critic"]["q_data"], two(z, "q{}_data", u))
     golden.assert_close(infos["critic"]["q_ood"], two(z, "q{}_ood", u))
     golden.assert_close(infos["critic"]["td_target"], z["out/td_target"][u])
     golden.assert_close(infos["critic"]["ood_target"], z["out/ood_target"][u])
     golden.assert_close(infos["actor"]["q_policy"], two(z, "q{}_policy", u))
     golden.assert_close(infos["actor"]["actor_loss"], z["out/actor_loss"][u])
+    golden.assert_close(metrics["critic_loss"], two(z, "critic_{}_loss", u).sum())
     golden.assert_close(metrics["alpha"], z["out/alpha_used"][u])
     for name in ("vae_loss", "actor_loss", "alpha_loss"):
         golden.assert_close(metrics[name], z[f"out/{name}"][u])

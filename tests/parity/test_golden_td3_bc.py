@@ -9,9 +9,8 @@ import pytest
 
 from tgcvg_jax.data.normalize import Normalizer
 from tgcvg_jax.learners import td3_bc
-from tgcvg_jax.types import Task, Transition
 
-TASK = Task("golden", "", observation_dim=5, action_dim=3, episode_length=1)
+TASK = golden.TASK
 NETWORKS = ("actor", "critic", "target_actor", "target_critic")
 
 
@@ -52,11 +51,7 @@ def updates(z):
     def critic_update(state, batch, noise):
         grad = jax.grad(td3_bc.critic_loss, has_aux=True)
         grads, _ = grad(state.critic, state, batch, noise, TASK, config)
-        q = td3_bc.make_networks(TASK, config)[1].apply(
-            state.critic, batch.observation, batch.action
-        )
-        new, info = td3_bc.critic_step(state, batch, noise, **static)
-        return new, info, grads, q
+        return *td3_bc.critic_step(state, batch, noise, **static), grads
 
     @jax.jit
     def actor_update(state, batch):
@@ -79,13 +74,7 @@ def updates(z):
         )
         result = []
         for u in range(4):
-            batch = Transition(
-                observation=z["in/observations"][u],
-                action=z["in/actions"][u],
-                reward=z["in/rewards"][u],
-                discount=1.0 - z["in/dones"][u],
-                next_observation=z["in/next_observations"][u],
-            )
+            batch = golden.batch(z, u)
             critic = critic_update(state, batch, z["noise/target_policy"][u])
             state, actor = critic[0], None
             if u % 2:
@@ -98,10 +87,10 @@ def updates(z):
 
 @pytest.mark.parametrize("u", range(4))
 def test_critic_loss_target_and_gradient(z, updates, u):
-    _, (info, grads, q), _ = updates[u]
+    _, (info, grads), _ = updates[u]
     golden.assert_close(info["critic_loss"], z["out/critic_loss"][u])
     golden.assert_close(info["td_target"], z["out/td_target"][u])
-    golden.assert_close(q, np.stack([z["out/q1_data"][u], z["out/q2_data"][u]]))
+    golden.assert_close(info["q"], np.stack([z["out/q1_data"][u], z["out/q2_data"][u]]))
     golden.assert_close(grads, parameters(z, "out/grad", u, ("critic",))["critic"])
 
 

@@ -22,7 +22,7 @@ def trained(task, dataset):
     fitted = training.fit(synthesizer.models["denoiser"], dataset, num_steps=1_500)
     states = {"denoiser": training.select_seed(fitted.state, 0)}
     run = jax.jit(synthesizer.generate)
-    return config, states, run(states, (), jax.random.key(0), jnp.int32(0))
+    return config, states, run(states, None, jax.random.key(0), jnp.int32(0))
 
 
 def test_samples_look_like_the_data(trained, dataset):
@@ -45,7 +45,7 @@ def test_terminal_threshold(task, trained):
     share = []
     for threshold in (-10.0, 0.5, 10.0):
         changed = dataclasses.replace(config, terminal_threshold=threshold, batch_size=200)
-        t = synther.make(task, changed).generate(states, (), jax.random.key(0), jnp.int32(0))
+        t = synther.make(task, changed).generate(states, None, jax.random.key(0), jnp.int32(0))
         share.append(np.mean(np.asarray(t.transition.discount) == 0.0))
     assert share[0] == 1.0 and share[2] == 0.0 and share[1] < 0.2
 

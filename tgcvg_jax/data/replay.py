@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tgcvg_jax.data import windows
-from tgcvg_jax.data.dataset import episode_returns
+from tgcvg_jax.data.dataset import episode_returns, episode_starts
 from tgcvg_jax.data.normalize import Normalizer, fit_normalizer
 from tgcvg_jax.types import ORIGINAL, Array, Dataset, PRNGKey, Task, Transition, UserError
 
@@ -80,17 +80,13 @@ def make_buffer(dataset: Dataset, config: Replay, *, next_actions: bool = False)
             reward=(reward + config.reward_shift) * config.reward_scale,
         )
     )
-    order = None
     if next_actions:
         following = jnp.roll(transition.action, -1, axis=0)
-        rows = jnp.concatenate([rows, following], axis=1)
         # A terminal row's next action meets discount 0.
         known = (np.asarray(dataset.remaining) > 1) | (np.asarray(transition.discount) == 0.0)
-        order = np.flatnonzero(known)
-    if np.any(np.diff(source.astype(np.int8)) < 0):
-        order = np.arange(dataset.size) if order is None else order
-        order = order[np.argsort(source[order], kind="stable")]
-    if order is not None:
+        known = np.flatnonzero(known)
+        rows, source = jnp.concatenate([rows, following], axis=1)[known], source[known]
+    if (order := original_first(source)) is not None:
         rows, source = rows[order], source[order]
     return Buffer(rows, jnp.int32(np.sum(source == ORIGINAL)), normalizer)
 
@@ -113,7 +109,7 @@ def draw(
     """
     size = buffer.rows.shape[0]
     rows = buffer.rows[draw_indices(key, size, buffer.num_original, config, shape)]
-    width = 2 * task.observation_dim + task.action_dim + 2
+    width = windows.width(task)
     transition = windows.unpack(rows[..., :width], task.observation_dim, task.action_dim)
     return transition, rows[..., width:]
 
@@ -128,7 +124,7 @@ def check_mixture(dataset: Dataset, config: Mixture) -> None:
         if needed and not count:
             raise UserError(
                 f"replay.original_share={share:g} needs {name} data, but there is none; choose a "
-                "--synthesizer, or leave it at none"
+                "--synthesizer, or leave original_share unset"
             )
 
 
@@ -140,6 +136,16 @@ def state_normalizer(dataset: Dataset, config: Mixture) -> Normalizer:
     if config.statistics == "original" and np.any(source != ORIGINAL):
         observation = observation[np.flatnonzero(source == ORIGINAL)]
     return fit_normalizer(observation, eps=config.state_eps)
+
+
+def original_first(source: np.ndarray) -> np.ndarray | None:
+    """Order [M] that puts original rows first, as `draw_indices` needs it; None if they are.
+
+    Episodes stay in one piece.
+    """
+    if np.all(np.diff(source.astype(np.int8)) >= 0):
+        return None
+    return np.argsort(source, kind="stable")
 
 
 def draw_indices(
@@ -165,13 +171,22 @@ def draw_indices(
 
 def original_returns(dataset: Dataset) -> np.ndarray:
     """Returns of the original episodes, [E]; segments of synthetic ones have none."""
-    first = np.append(True, np.asarray(dataset.remaining)[:-1] == 1)
-    return episode_returns(dataset)[np.asarray(dataset.source)[first] == ORIGINAL]
+    source = np.asarray(dataset.source)[episode_starts(dataset)]
+    return episode_returns(dataset)[source == ORIGINAL]
 
 
 def _return_range(dataset: Dataset) -> float:
-    """Best less worst return of the original episodes."""
+    """Best less worst return of the original episodes.
+
+    Without the last one if the end of the data cut it, whose return would be too low: CORL takes a
+    return only at a terminal or after `episode_length` steps.
+    """
     returns = original_returns(dataset)
+    if len(returns):
+        last = np.flatnonzero(np.asarray(dataset.source) == ORIGINAL)[-1]
+        unfinished = dataset.timestep[last] + 1 < dataset.task.episode_length
+        if unfinished and dataset.transition.discount[last] > 0.0:
+            returns = returns[:-1]
     span = float(np.ptp(returns)) if len(returns) else 0.0
     if span <= 0.0:
         raise UserError(

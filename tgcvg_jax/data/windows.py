@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from tgcvg_jax.ops.permutation import random_permutation_at
-from tgcvg_jax.types import Array, Dataset, PRNGKey, Transition, UserError
+from tgcvg_jax.types import Array, Dataset, PRNGKey, Task, Transition, UserError
+
+
+def width(task: Task) -> int:
+    """Columns of a packed row, 2 S + A + 2."""
+    return 2 * task.observation_dim + task.action_dim + 2
 
 
 def pack(transition: Transition) -> Array:

@@ -81,9 +81,16 @@ def evaluate(
       Returns and lengths of all episodes.
 
     Raises:
-      UserError: the environment cannot be made, or the policy emits a NaN or an infinity.
+      UserError: the environment cannot be made, the states have no seed axis, or the policy emits a
+        NaN or an infinity.
     """
-    num_seeds = jax.tree.leaves(states)[0].shape[0]
+    sizes = {np.shape(x)[:1] for x in jax.tree.leaves(states)}
+    if len(sizes) != 1 or () in sizes:
+        raise UserError(
+            "evaluate takes states with a leading axis of seeds; give the state of one seed such "
+            "an axis with jax.tree.map(lambda x: x[None], state)"
+        )
+    ((num_seeds,),) = sizes
     shape = (num_seeds, episodes)
     with contextlib.ExitStack() as stack:
         # Plain environments, not Gymnasium's vector ones: those reset themselves at an episode's

@@ -1,6 +1,9 @@
-"""What a user trains on the data. A new learner is one module here and one line below.
+"""What a user trains on the data.
 
-Each module has
+A new learner is one module here, for which a copy of `bc.py` is a start, and an entry in
+`LEARNERS`. It needs as well a tiny config in `tests/conftest.py`, by which the tests of all
+learners run it; and a name in `config.SIGNED` or `config.UNIT_INTERVAL` for each field that may be
+negative, or at most 1. (`sac` is no offline learner: `collection` runs it.) Each module has
 
     Config      frozen dataclass with a field `num_steps`, which the apps pass to `training.fit`
     PRESETS     {"paper": ..., "quick": ...}, changes to Config: the scale of a run

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tgcvg_jax.data.dataset import episode_returns, select
+from tgcvg_jax.data.dataset import episode_returns, episode_starts, select
 from tgcvg_jax.data.normalize import Normalizer
 from tgcvg_jax.data.replay import Buffer, Replay, draw, make_buffer
 from tgcvg_jax.networks.mlp import MLP
@@ -44,7 +44,7 @@ PRESETS = {"paper": {}, "quick": {"num_steps": 10_000}}
 
 
 def for_task(task: Task, hyperparameters: str = "tgcvg") -> Config:
-    """CORL's, the same for all tasks; under GTA's settings batches are larger, as its others'."""
+    """CORL's, the same for all tasks; GTA's batches are larger."""
     del task
     return Config(batch_size=1024) if hyperparameters == "gta" else Config()
 
@@ -87,33 +87,39 @@ def keep_best(dataset: Dataset, fraction: float) -> Dataset:
     """
     if fraction >= 1.0:
         return dataset
-    starts_episode = np.append(True, np.asarray(dataset.remaining)[:-1] == 1)
-    source = np.asarray(dataset.source)[starts_episode]
+    starts = episode_starts(dataset)
+    source = np.asarray(dataset.source)[starts]
     returns = episode_returns(dataset)
     keep = np.zeros(len(returns), bool)
     for kind in (ORIGINAL, SYNTHETIC):
         episodes = np.flatnonzero(source == kind)
         best = episodes[np.argsort(-returns[episodes], kind="stable")]
         keep[best[: max(1, int(fraction * len(best)))]] = True
-    return select(dataset, keep[np.cumsum(starts_episode) - 1])
+    return select(dataset, keep[np.cumsum(starts) - 1])
 
 
-def act(task: Task, config: Config, params: PyTree, observation: Array) -> Array:
+def make_network(task: Task, config: Config) -> MLP:
+    """Actor (before tanh)."""
+    return MLP((*config.hidden_dims, task.action_dim))
+
+
+def act(actor: MLP, params: PyTree, observation: Array) -> Array:
     """Actions in (-1, 1)."""
-    return jnp.tanh(MLP((*config.hidden_dims, task.action_dim)).apply(params, observation))
+    return jnp.tanh(actor.apply(params, observation))
 
 
 def actor_loss(
     actor_params: PyTree, batch: Transition, task: Task, config: Config
 ) -> tuple[Array, dict[str, Array]]:
     """Mean squared error of the action, over batch and dimensions."""
-    action = act(task, config, actor_params, batch.observation)
+    action = act(make_network(task, config), actor_params, batch.observation)
     loss = jnp.mean(jnp.square(action - batch.action))
     return loss, {"actor_loss": loss}
 
 
 def make(task: Task, config: Config) -> Learner:
     """The learner. One update is one gradient step."""
+    actor = make_network(task, config)
     optimizer = optax.adam(config.learning_rate)
 
     def prepare(dataset: Dataset) -> Buffer:
@@ -121,9 +127,14 @@ def make(task: Task, config: Config) -> Learner:
 
     def init(key: PRNGKey, data: Buffer) -> State:
         key, actor_key = jax.random.split(key)
-        network = MLP((*config.hidden_dims, task.action_dim))
-        actor = network.init(actor_key, jnp.zeros((1, task.observation_dim)))
-        return State(actor, optimizer.init(actor), data.normalizer, key, jnp.zeros((), jnp.int32))
+        actor_params = actor.init(actor_key, jnp.zeros((1, task.observation_dim)))
+        return State(
+            actor=actor_params,
+            actor_opt=optimizer.init(actor_params),
+            normalizer=data.normalizer,
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+        )
 
     def sample(key: PRNGKey, data: Buffer) -> Transition:
         return draw(key, data, config.replay, task, (config.batch_size,))[0]
@@ -131,12 +142,12 @@ def make(task: Task, config: Config) -> Learner:
     def update(state: State, batch: Transition) -> tuple[State, dict[str, Array]]:
         grads, info = jax.grad(actor_loss, has_aux=True)(state.actor, batch, task, config)
         updates, actor_opt = optimizer.update(grads, state.actor_opt)
-        actor = optax.apply_updates(state.actor, updates)
-        return state.replace(actor=actor, actor_opt=actor_opt, step=state.step + 1), info
+        params = optax.apply_updates(state.actor, updates)
+        state = state.replace(actor=params, actor_opt=actor_opt, step=state.step + 1)
+        return state, jax.tree.map(jnp.mean, info)
 
     def policy_act(state, carry, observation, previous_reward, key, deterministic):
         del previous_reward, key, deterministic  # the policy is deterministic
-        return act(task, config, state.actor, state.normalizer(observation)), carry
+        return act(actor, state.actor, state.normalizer(observation)), carry
 
-    policy = Policy(lambda state, batch_size, target_return=None: (), policy_act)
-    return Learner(prepare, init, sample, update, policy=policy)
+    return Learner(prepare, init, sample, update, policy=Policy(policy_act))

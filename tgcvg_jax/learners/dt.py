@@ -16,16 +16,19 @@ import numpy as np
 import optax
 
 from tgcvg_jax.data import windows
+from tgcvg_jax.data.dataset import episode_starts
 from tgcvg_jax.data.normalize import Normalizer
 from tgcvg_jax.data.replay import (
     Mixture,
     check_mixture,
     draw_indices,
+    original_first,
     original_returns,
     state_normalizer,
 )
 from tgcvg_jax.networks.decision_transformer import DecisionTransformer
 from tgcvg_jax.ops.gradients import clip_by_norm
+from tgcvg_jax.tasks import paper_family
 from tgcvg_jax.types import (
     ORIGINAL,
     SYNTHETIC,
@@ -83,13 +86,12 @@ PRESETS = {
 
 def for_task(task: Task, hyperparameters: str = "tgcvg") -> Config:
     """The target return of a task, and what GTA and CORL set otherwise."""
-    dense = task.family.endswith("-dense")
-    target = task.max_score if dense else TARGETS.get(task.domain, task.max_score)
+    dense, domain = task.family.endswith("-dense"), paper_family(task).split("-")[0]
+    target = task.max_score if dense else TARGETS.get(domain, task.max_score)
     config = Config(target_return=target)
     if hyperparameters == "gta":
         return dataclasses.replace(config, synthetic_return_factor=1.0)
     if hyperparameters == "corl":
-        domain = task.domain.replace("pointmaze", "maze2d")
         return dataclasses.replace(config, **(CORL | CORL_DOMAINS.get(domain, {})))
     return config
 
@@ -152,7 +154,9 @@ class Window(NamedTuple):
 
 
 def make_network(task: Task, config: Config) -> DecisionTransformer:
-    """The module. CORL, too, has embeddings for the padding that follows the last step."""
+    """The module. The table has `context_length` extra rows, for padding after the last step, as in
+    CORL.
+    """
     return DecisionTransformer(
         action_dim=task.action_dim,
         hidden_dim=config.hidden_dim,
@@ -171,20 +175,26 @@ def returns_to_go(dataset: Dataset, synthetic_factor: float) -> np.ndarray:
     """
     stored = np.asarray(dataset.return_to_go, np.float64)
     reward = np.asarray(dataset.transition.reward, np.float64)
-    first = np.append(True, np.asarray(dataset.remaining)[:-1] == 1)
-    start = np.maximum.accumulate(np.where(first, np.arange(dataset.size), 0))
+    start = np.where(episode_starts(dataset), np.arange(dataset.size), 0)
+    start = np.maximum.accumulate(start)
     before = np.cumsum(reward) - reward  # rewards of all earlier rows
     generated = synthetic_factor * stored[start] - (before - before[start])
     return np.where(np.asarray(dataset.source) == SYNTHETIC, generated, stored)
 
 
 def learning_rate(step: Array, config: Config) -> Array:
-    """Of the update that follows `step` others. It does not depend on `num_steps`."""
+    """Learning rate after `step` updates; independent of `num_steps`."""
     return config.learning_rate * jnp.minimum((step + 1.0) / config.warmup_steps, 1.0)
 
 
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW, to be fed with clipped gradients; its state counts the steps."""
+    rate = lambda count: learning_rate(count, config)  # noqa: E731
+    return optax.adamw(rate, weight_decay=config.weight_decay)
+
+
 def loss(
-    params: PyTree, batch: Window, key: PRNGKey, *, task: Task, config: Config
+    params: PyTree, batch: Window, key: PRNGKey, task: Task, config: Config
 ) -> tuple[Array, dict[str, Array]]:
     """Mean over B, L and A of (prediction - action)^2, padding counted as 0.
 
@@ -198,7 +208,7 @@ def loss(
     network = make_network(task, config)
     predicted = network.apply(params, *batch, deterministic=False, rngs={"dropout": key})
     value = jnp.mean(jnp.square(predicted - batch.action) * batch.mask[..., None])
-    return value, {"loss": value}
+    return value, {"actor_loss": value}
 
 
 def apply_update(
@@ -206,19 +216,12 @@ def apply_update(
 ) -> tuple[State, dict[str, Array]]:
     """One AdamW step on clipped gradients."""
     grad = jax.grad(loss, has_aux=True)
-    grads, info = grad(state.params, batch, key, task=task, config=config)
+    grads, info = grad(state.params, batch, key, task, config)
     grads, norm = clip_by_norm(grads, config.max_grad_norm)
-    updates, opt_state = _adamw(config).update(grads, state.opt_state, state.params)
-    rate = learning_rate(state.step, config)
-    params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
+    updates, opt_state = make_optimizer(config).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     state = state.replace(params=params, opt_state=opt_state, step=state.step + 1)
     return state, info | {"grad_norm": norm}
-
-
-def _adamw(config: Config) -> optax.GradientTransformation:
-    """AdamW but for the learning rate, which is a function of the state's own step."""
-    decay = optax.add_decayed_weights(config.weight_decay)
-    return optax.chain(optax.scale_by_adam(), decay)
 
 
 def make(task: Task, config: Config) -> Learner:
@@ -243,8 +246,8 @@ def make(task: Task, config: Config) -> Learner:
         columns = [jnp.asarray(c, transition.reward.dtype)[:, None] for c in columns]
         rows = [normalizer(transition.observation), transition.action, *columns]
         rows = jnp.concatenate(rows, axis=1)
-        if np.any(np.diff(source.astype(np.int8)) < 0):
-            rows = rows[np.argsort(source, kind="stable")]  # episodes stay in one piece
+        if (order := original_first(source)) is not None:
+            rows = rows[order]
         returns = original_returns(dataset)
         best = np.max(returns) if len(returns) else np.max(np.asarray(dataset.return_to_go))
         num_original = jnp.int32(np.sum(source == ORIGINAL))
@@ -255,7 +258,7 @@ def make(task: Task, config: Config) -> Learner:
         params = network.init(network_key, *empty_window(1), deterministic=True)
         return State(
             params=params,
-            opt_state=_adamw(config).init(params),
+            opt_state=make_optimizer(config).init(params),
             normalizer=data.normalizer,
             best_return=data.best_return,
             key=key,
@@ -295,7 +298,8 @@ def make(task: Task, config: Config) -> Learner:
 
     def update(state: State, batch: Window) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        return apply_update(state, batch, key, task=task, config=config)
+        state, info = apply_update(state, batch, key, task=task, config=config)
+        return state, jax.tree.map(jnp.mean, info)
 
     def policy_init(state: State, batch_size: int, target_return: float | None = None) -> Window:
         target = config.target_return if target_return is None else target_return
@@ -324,4 +328,4 @@ def make(task: Task, config: Config) -> Learner:
         action = network.apply(state.params, *window, deterministic=True, last_only=True)[:, 0]
         return action, window._replace(action=window.action.at[:, -1].set(action))
 
-    return Learner(prepare, init, sample, update, policy=Policy(policy_init, policy_act))
+    return Learner(prepare, init, sample, update, policy=Policy(policy_act, policy_init))

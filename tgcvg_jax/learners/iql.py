@@ -23,12 +23,13 @@ class Config:
     """IQL. Defaults: CORL's.
 
     The paper's own code has the same numbers for locomotion, but raw states, rewards scaled by
-    returns (`replay.normalize_return`), orthogonal weights, and -10 as lower bound of log_std.
+    returns (`replay.normalize_return`), orthogonal weights, and -5 as lower bound of log_std; and
+    another order, see `apply_update`.
     """
 
     replay: Replay = Replay()
     num_steps: int = 1_000_000  # gradient steps of each network
-    batch_size: int = 256
+    batch_size: int = 256  # TGCVG and GTA: 1024
     hidden_dims: tuple[int, ...] = (256, 256)
     learning_rate: float = 3e-4  # V, Q and, at the start, actor
     cosine: bool = True  # the actor's learning rate falls to 0 over num_steps
@@ -58,7 +59,9 @@ BY_FAMILY: dict[str, dict[str, Any]] = {
 
 
 def for_task(task: Task, hyperparameters: str = "tgcvg") -> Config:
-    """CORL's defaults and overrides; TGCVG's (no overrides) and GTA's, with the older Gaussian."""
+    """CORL's files; GTA's scripts, the same overrides on the older Gaussian; TGCVG's code, that
+    Gaussian without overrides, but in AntMaze the settings of its paper.
+    """
     config = Config()
     if hyperparameters != "corl":
         config = Config(batch_size=1024, tanh_mean=False, min_log_std=-5.0)
@@ -156,7 +159,7 @@ def critic_loss(
     target = batch.reward + config.discount * batch.discount * next_v
     q = critic.apply(critic_params, batch.observation, batch.action)  # [2, B]
     loss = jnp.mean(jnp.square(q - target))
-    return loss, {"q_loss": loss, "q": q, "next_v": next_v}
+    return loss, {"critic_loss": loss, "q": q, "next_v": next_v}
 
 
 def actor_loss(
@@ -183,13 +186,14 @@ def actor_loss(
     return loss, {"actor_loss": loss, "weight": weight, "bc_loss": bc_loss}
 
 
-def gradient_step(
+def apply_update(
     state: State, batch: Transition, *, task: Task, config: Config
 ) -> tuple[State, dict[str, Array]]:
     """One Adam step of V, Q and the actor; then the target of Q moves.
 
     CORL steps V first, but both Q's target and the actor's advantage are of V as it was before, so
-    no loss sees what another one's step did.
+    no loss sees what another one's step did. In the paper's own code V steps first, too, and there
+    both are of the new V.
     """
     grad = lambda loss, *arguments: jax.grad(loss, has_aux=True)(*arguments, batch, task, config)  # noqa: E731
     value_grads, value_info = grad(value_loss, state.value, state.target_critic)
@@ -214,8 +218,8 @@ def gradient_step(
     return state, value_info | critic_info | actor_info
 
 
-def actor_learning_rate(config: Config, step: Array) -> Array:
-    """At a step, counted from 0."""
+def actor_learning_rate(step: Array, config: Config) -> Array:
+    """Learning rate after `step` updates."""
     step = jnp.asarray(step, float)  # of the counter's own type optax would make a float32
     decay = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
     return decay(step) if config.cosine else jnp.full_like(step, config.learning_rate)
@@ -223,7 +227,7 @@ def actor_learning_rate(config: Config, step: Array) -> Array:
 
 def actor_optimizer(config: Config) -> optax.GradientTransformation:
     """Adam with the actor's learning rate; its state counts the steps."""
-    return optax.adam(lambda count: actor_learning_rate(config, count))
+    return optax.adam(lambda count: actor_learning_rate(count, config))
 
 
 def make(task: Task, config: Config) -> Learner:
@@ -257,7 +261,7 @@ def make(task: Task, config: Config) -> Learner:
         return draw(key, data, config.replay, task, (config.batch_size,))[0]
 
     def update(state: State, batch: Transition) -> tuple[State, dict[str, Array]]:
-        state, info = gradient_step(state, batch, task=task, config=config)
+        state, info = apply_update(state, batch, task=task, config=config)
         return state, jax.tree.map(jnp.mean, info)
 
     def policy_act(state, carry, observation, previous_reward, key, deterministic):
@@ -268,5 +272,5 @@ def make(task: Task, config: Config) -> Learner:
             action = action + jnp.exp(log_std) * noise
         return jnp.clip(action, -1.0, 1.0), carry
 
-    policy = Policy(lambda state, batch_size, target_return=None: (), policy_act)
-    return Learner(prepare, init, sample, update, policy=policy)
+    schedule = config.num_steps if config.cosine else None
+    return Learner(prepare, init, sample, update, policy=Policy(policy_act), num_steps=schedule)

@@ -18,6 +18,7 @@ from tgcvg_jax.data.normalize import Normalizer
 from tgcvg_jax.data.replay import Buffer, Replay, draw, make_buffer
 from tgcvg_jax.networks.mlp import MLP, EnsembleQ
 from tgcvg_jax.networks.vae import VAE
+from tgcvg_jax.tasks import paper_family
 from tgcvg_jax.types import Array, Dataset, Learner, Policy, PRNGKey, PyTree, Task, Transition
 
 _DENSITY_EPS = 1e-6  # in log(1 - a^2 + eps), which bounds the density of saturated actions
@@ -67,13 +68,12 @@ DATA_WEIGHTS = {  # lambda: the paper's for robots, GTA's command lines for maze
 
 
 def for_task(task: Task, hyperparameters: str = "tgcvg") -> Config:
-    """Lambda by task, 0.9 where nobody gives one; the rest by who trains.
+    """Lambda by task, 0.9 where nobody gives one; the rest by `hyperparameters`.
 
     CORL has no MCQ: `corl` is OfflineRL-Kit. GTA normalises states, with batches of 1,024. TGCVG's
     paper has no MCQ either: `tgcvg` is GTA's code at that code's default batch.
     """
     config = Config()
-    family = task.family.removesuffix("-dense").replace("pointmaze-", "maze2d-")
     replay = dataclasses.replace(
         config.replay,
         normalize_states=hyperparameters != "corl",
@@ -83,7 +83,7 @@ def for_task(task: Task, hyperparameters: str = "tgcvg") -> Config:
         config,
         replay=replay,
         batch_size=1024 if hyperparameters == "gta" else config.batch_size,
-        data_weight=DATA_WEIGHTS.get(family, config.data_weight),
+        data_weight=DATA_WEIGHTS.get(paper_family(task), config.data_weight),
     )
 
 
@@ -199,12 +199,7 @@ def vae_loss(
 
 
 def critic_loss(
-    critic_params: PyTree,
-    state: State,
-    batch: Transition,
-    noise: Noise,
-    task: Task,
-    config: Config,
+    critic_params: PyTree, state: State, batch: Transition, noise: Noise, task: Task, config: Config
 ) -> tuple[Array, dict[str, Array]]:
     """Sum over both critics of lambda (Q - target)^2 + (1 - lambda) (Q_ood - pseudo-target)^2.
 
@@ -241,17 +236,13 @@ def critic_loss(
     data_loss = jnp.mean(jnp.square(q_data - target), axis=1)
     ood_loss = jnp.mean(jnp.square(q_ood - ood_target), axis=1)
     losses = config.data_weight * data_loss + (1.0 - config.data_weight) * ood_loss
-    info = {"critic_loss": losses, "q_data": q_data, "q_ood": q_ood}
-    return jnp.sum(losses), info | {"td_target": target, "ood_target": ood_target}
+    loss = jnp.sum(losses)
+    info = {"critic_loss": loss, "critic_losses": losses, "q_data": q_data, "q_ood": q_ood}
+    return loss, info | {"td_target": target, "ood_target": ood_target}
 
 
 def actor_loss(
-    actor_params: PyTree,
-    state: State,
-    batch: Transition,
-    noise: Noise,
-    task: Task,
-    config: Config,
+    actor_params: PyTree, state: State, batch: Transition, noise: Noise, task: Task, config: Config
 ) -> tuple[Array, dict[str, Array]]:
     """alpha log pi(a|s) - min Q(s, a), with the critics after their step."""
     action, log_prob = sample_action(
@@ -277,7 +268,7 @@ def apply_update(
     state: State, batch: Transition, noise: Noise, *, task: Task, config: Config
 ) -> tuple[State, dict[str, Array]]:
     """One step of the VAE, critics, actor and temperature on given noise, one after the other, each
-    with the earlier ones already stepped; then the targets. Infos are means, `fit`'s metrics.
+    with the earlier ones already stepped; then the targets.
     """
     optimizers, static = make_optimizers(config), (task, config)
 
@@ -301,7 +292,7 @@ def apply_update(
     state = step(state, "log_alpha", grads)
     target = optax.incremental_update(state.params["critic"], state.target_critic, config.tau)
     info = info | critic_info | actor_info | {"alpha_loss": loss, "alpha": alpha}
-    return state.replace(target_critic=target, step=state.step + 1), jax.tree.map(jnp.mean, info)
+    return state.replace(target_critic=target, step=state.step + 1), info
 
 
 def make(task: Task, config: Config) -> Learner:
@@ -336,7 +327,8 @@ def make(task: Task, config: Config) -> Learner:
 
     def update(state: State, batch: Transition) -> tuple[State, dict[str, Array]]:
         noise = draw_noise(jax.random.fold_in(state.key, state.step), batch, config)
-        return apply_update(state, batch, noise, task=task, config=config)
+        state, info = apply_update(state, batch, noise, task=task, config=config)
+        return state, jax.tree.map(jnp.mean, info)
 
     def policy_act(state, carry, observation, previous_reward, key, deterministic):
         del previous_reward
@@ -345,5 +337,4 @@ def make(task: Task, config: Config) -> Learner:
         observation = state.normalizer(observation)
         return sample_action(state.params["actor"], observation, noise, task, config)[0], carry
 
-    policy = Policy(lambda state, batch_size, target_return=None: (), policy_act)
-    return Learner(prepare, init, sample, update, policy=policy)
+    return Learner(prepare, init, sample, update, policy=Policy(policy_act))

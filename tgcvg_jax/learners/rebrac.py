@@ -17,6 +17,7 @@ import optax
 from tgcvg_jax.data.normalize import Normalizer
 from tgcvg_jax.data.replay import Buffer, Replay, draw, make_buffer
 from tgcvg_jax.networks.mlp import MLP, EnsembleQ
+from tgcvg_jax.tasks import paper_family
 from tgcvg_jax.types import (
     ORIGINAL,
     SYNTHETIC,
@@ -98,17 +99,17 @@ _MAZE2D = Config(
     actor_bc_coef=0.003,
     critic_bc_coef=0.001,
 )
-DOMAINS = {"antmaze": _ANTMAZE, "maze2d": _MAZE2D, "pointmaze": _MAZE2D}
+DOMAINS = {"antmaze": _ANTMAZE, "maze2d": _MAZE2D}
 
 
 def for_task(task: Task, hyperparameters: str = "tgcvg") -> Config:
-    """CORL's, whosever are asked for: neither TGCVG's paper nor GTA's runs ReBRAC.
+    """CORL's settings, whatever `hyperparameters` says; neither TGCVG's paper nor GTA's runs it.
 
     Families that CORL does not know take (0.01, 0.01) for both coefficients (ours), or, in mazes,
     the domain's.
     """
     del hyperparameters
-    config = DOMAINS.get(task.domain, Config())
+    config = DOMAINS.get(paper_family(task).split("-")[0], Config())
     if task.family not in BC_COEFS:
         return config
     actor, critic = BC_COEFS[task.family]
@@ -284,12 +285,11 @@ def make(task: Task, config: Config) -> Learner:
         del previous_reward, key, deterministic  # the policy is deterministic
         return act(actor, state.actor, state.normalizer(observation)), carry
 
-    policy = Policy(lambda state, batch_size, target_return=None: (), policy_act)
-    return Learner(prepare, init, sample, update, config.policy_freq, policy)
+    return Learner(prepare, init, sample, update, config.policy_freq, Policy(policy_act))
 
 
 def _require_next_actions(dataset: Dataset) -> None:
-    """Of data that are single transitions, the buffer would keep the terminal ones alone."""
+    """Without next actions the buffer would keep only terminal rows."""
     source, followed = np.asarray(dataset.source), np.asarray(dataset.remaining) > 1
     needed = np.asarray(dataset.transition.discount) > 0.0
     for value, name in ((ORIGINAL, "original"), (SYNTHETIC, "synthetic")):

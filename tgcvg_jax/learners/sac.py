@@ -72,8 +72,7 @@ class Ring:
 
 def empty_ring(task: Task, capacity: int) -> Ring:
     """A replay buffer without rows."""
-    width = 2 * task.observation_dim + task.action_dim + 2
-    return Ring(jnp.zeros((capacity, width), jnp.float32), jnp.zeros((), jnp.int32))
+    return Ring(jnp.zeros((capacity, windows.width(task))), jnp.zeros((), jnp.int32))
 
 
 def insert(ring: Ring, rows: Array, position: Array) -> Ring:
@@ -100,7 +99,6 @@ def loss(
     target_critic: PyTree,
     batch: Transition,
     noise: Array,
-    *,
     task: Task,
     config: Config,
 ) -> tuple[Array, dict[str, Array]]:
@@ -141,7 +139,7 @@ def loss(
         "actor_loss": actor_loss,
         "alpha": alpha,
         "entropy": -jnp.mean(log_prob),
-        "q": jnp.mean(q),
+        "q": q,
     }
     return critic_loss + actor_loss + alpha_loss, info
 
@@ -151,7 +149,7 @@ def apply_update(
 ) -> tuple[State, dict[str, Array]]:
     """One gradient step on given noise, then the targets."""
     grads, info = jax.grad(loss, has_aux=True)(
-        state.params, state.target_critic, batch, noise, task=task, config=config
+        state.params, state.target_critic, batch, noise, task, config
     )
     updates, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
@@ -176,7 +174,7 @@ def make(task: Task, config: Config) -> Learner:
         params = {
             "actor": actor.init(actor_key, observation),
             "critic": critic.init(critic_key, observation, jnp.zeros((1, task.action_dim))),
-            "log_alpha": jnp.log(jnp.asarray(config.initial_temperature, jnp.float32)),
+            "log_alpha": jnp.log(jnp.full((), config.initial_temperature, observation.dtype)),
         }
         return State(
             params=params,
@@ -193,13 +191,13 @@ def make(task: Task, config: Config) -> Learner:
     def update(state: State, batch: Transition) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
         noise = jax.random.normal(key, (2, *batch.action.shape), batch.action.dtype)
-        return apply_update(state, batch, noise, task=task, config=config)
+        state, info = apply_update(state, batch, noise, task=task, config=config)
+        return state, jax.tree.map(jnp.mean, info)
 
-    def act(state, carry, observation, previous_reward, key, deterministic):
+    def policy_act(state, carry, observation, previous_reward, key, deterministic):
         del previous_reward
         mean, log_std = distribution(actor, state.params["actor"], observation, config)
         noise = 0.0 if deterministic else jax.random.normal(key, mean.shape)
         return tanh_normal_sample(mean, log_std, noise)[0], carry
 
-    policy = Policy(lambda state, batch_size, target_return=None: (), act)
-    return Learner(prepare, init, sample, update, policy=policy)
+    return Learner(prepare, init, sample, update, policy=Policy(policy_act))

@@ -134,7 +134,7 @@ def make_actor(task: Task, config: Config) -> TransformerPolicy:
 
 def make_critic(config: Config) -> EnsembleQ:
     """The twin critics' module."""
-    return EnsembleQ(config.critic_hidden_dims, mish, "orthogonal")
+    return EnsembleQ(config.critic_hidden_dims, activation=mish, init_scheme="orthogonal")
 
 
 def make_optimizers(config: Config) -> dict[str, optax.GradientTransformation]:
@@ -378,4 +378,4 @@ def make_policy(task: Task, config: Config) -> Policy:
         action = sample_action(actor, state.params["actor"], window, noise, mask)
         return action, (window, count)
 
-    return Policy(init, act)
+    return Policy(act, init)

@@ -60,7 +60,7 @@ class Config:
 PRESETS = {
     "paper": {},
     "quick": {
-        "denoiser": {"num_steps": 4_000, "batch_size": 64, "base_dim": 4, "norm_groups": 2},
+        "denoiser": {"num_steps": 3_000, "batch_size": 32, "base_dim": 4, "norm_groups": 2},
         "sampler": {"num_steps": 32},
         "reward_model": {"num_steps": 2_000},
         "batch_size": 100,

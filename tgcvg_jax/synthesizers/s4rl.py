@@ -78,7 +78,7 @@ class Data:
 
 
 def make(task: Task, config: Config) -> Synthesizer:
-    """The synthesizer. Pass after pass through the data, each with noise and an order of its own."""
+    """The synthesizer: pass after pass through the data, each with noise and order of its own."""
     del task
     length = config.segment_length
 

@@ -56,7 +56,7 @@ def make(task: Task, config: Config) -> Synthesizer:
     network = transition_denoiser.make_network(config.denoiser)
     width = 2 * task.observation_dim + task.action_dim + 2
 
-    def generate(states: dict[str, PyTree], data: tuple, key: PRNGKey, chunk: Array) -> Trajectories:
+    def generate(states: dict[str, PyTree], data: None, key: PRNGKey, chunk: Array) -> Trajectories:
         del data  # the samples start from noise
         state = states["denoiser"]
         start_key, churn_key = jax.random.split(jax.random.fold_in(key, chunk))
@@ -79,4 +79,4 @@ def make(task: Task, config: Config) -> Synthesizer:
         )
 
     models = {"denoiser": transition_denoiser.make(task, config.denoiser)}
-    return Synthesizer(models, lambda dataset: (), generate)
+    return Synthesizer(models, lambda dataset: None, generate)
