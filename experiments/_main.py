@@ -139,10 +139,14 @@ def require_writable(directory: Path) -> None:
 
 def write_config(directory: Path, settings: dict[str, Any]) -> None:
     """config.json: the settings of a run, and the versions of what ran."""
-    packages = ("jax", "jaxlib", "flax", "optax", "tgcvg_jax")
-    versions = {package: importlib.metadata.version(package) for package in packages}
     with atomic_path(directory / "config.json") as temporary:
-        temporary.write_text(json.dumps(settings | {"versions": versions}, indent=2) + "\n")
+        temporary.write_text(json.dumps(settings | {"versions": versions()}, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that compute."""
+    packages = ("jax", "jaxlib", "flax", "optax", "tgcvg_jax")
+    return {package: importlib.metadata.version(package) for package in packages}
 
 
 def slow_hint() -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import itertools
 import json
 import os
@@ -165,12 +164,10 @@ class Records:
             except (OSError, ValueError, TypeError) as e:
                 raise UserError(f"--json={path}: is there, but no list of records") from e
         devices = jax.devices()
-        packages = ("jax", "jaxlib", "flax", "optax", "tgcvg_jax")
         self.environment = {
             "hardware": f"{len(devices)} x {devices[0].device_kind}, {_cores()} CPU cores "
             f"({platform.machine()})",
-            "versions": {p: importlib.metadata.version(p) for p in packages}
-            | {"python": platform.python_version()},
+            "versions": _main.versions() | {"python": platform.python_version()},
         }
 
     def find(self, key: dict[str, Any]) -> dict[str, Any] | None:

@@ -16,8 +16,6 @@ from where the file ends. Writes to <workdir>/<env>/<synthesizer>/:
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 from pathlib import Path
 
 import jax
@@ -30,7 +28,6 @@ from tgcvg_jax import plotting, reporting, training
 from tgcvg_jax.data.dataset import fingerprint
 from tgcvg_jax.data.synthetic import SyntheticStore, read_sample
 from tgcvg_jax.envs import oracle
-from tgcvg_jax.files import atomic_path
 from tgcvg_jax.synthesizers import SYNTHESIZERS, pipeline
 from tgcvg_jax.types import Dataset, Task, Transition, UserError
 
@@ -76,13 +73,10 @@ def main() -> None:
             model, learner, getattr(config, model), dataset, checkpointers[model]
         )
         states[model] = training.select_seed(result.state, 0)
-    packages = ("jax", "jaxlib", "flax", "optax", "tgcvg_jax")
-    versions = {package: importlib.metadata.version(package) for package in packages}
     settings = {
         **identity,
         "environment": task.environment,
         "num_transitions": num_transitions,
-        "versions": versions,
     }
     result = pipeline.stream(
         synthesizer,
@@ -91,7 +85,7 @@ def main() -> None:
         store,
         num_transitions=num_transitions,
         seed=FLAGS.seed,
-        attributes=settings,
+        attributes=settings | {"versions": _main.versions()},
         console=reporting.Console(),
     )
     if result.generated:
@@ -103,8 +97,7 @@ def main() -> None:
         )
     else:
         print(f"generated already: {num_transitions:,} transitions")
-    with atomic_path(directory / "config.json") as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    _main.write_config(directory, settings)
     logs = {model: directory / model / "metrics.csv" for model in synthesizer.models}
     reporting.join_logs(directory / "metrics.csv", logs)
     _summarise(task, dataset, store.path, logs)

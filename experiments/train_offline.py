@@ -167,13 +167,10 @@ def make_config(task: Task, module: ModuleType) -> Any:
 
 def open_checkpoints(directory: Path, metadata: dict[str, Any], module: ModuleType) -> Checkpointer:
     """The checkpoints of the run; of a folder that is refused the message says what helps here."""
-    extendable = _stages.extendable(module)
     try:
-        return Checkpointer(directory, metadata, extendable=extendable)
+        return Checkpointer(directory, metadata, extendable=_stages.extendable(module))
     except UserError as e:
         message = str(e).replace("another --workdir", "another --name or --workdir")
-        if "config.num_steps:" in message and "num_steps" not in extendable:
-            message += f" ({FLAGS.learner}'s learning rate depends on num_steps)"
         raise UserError(message) from e
 
 

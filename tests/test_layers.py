@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("types", "tasks", "config", "files"),
     ("ops", "networks"),
-    ("data", "envs", "training", "checkpoint", "reporting", "plotting"),
+    ("data", "envs", "training", "checkpoint", "reporting", "plotting", "interruption"),
     ("learners", "models", "evaluation"),
     ("synthesizers", "collection"),
 )

@@ -49,6 +49,8 @@ class Checkpointer:
             fixed = (_fixed(x, extendable) for x in (found, self.metadata))
             changed = config_lib.difference(*fixed)
             if changed:
+                if any(line.startswith("config.num_steps:") for line in changed):
+                    changed.append("its learning rate depends on num_steps")
                 raise UserError(
                     f"{self.directory} holds a run with another configuration "
                     f"({'; '.join(changed)}); choose another --workdir or delete that folder"

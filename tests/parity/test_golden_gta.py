@@ -140,7 +140,7 @@ def test_updates(x64, z, config, network, start):
     ours, theirs = (jax.tree.leaves_with_path(t) for t in (state.params, mixer_unet(merged)))
     before = jax.tree.leaves(start.params)
     compared = 0
-    for (path, x), (_, y), old in zip(ours, theirs, before, strict=True):
+    for (_, x), (_, y), old in zip(ours, theirs, before, strict=True):
         if not np.array_equal(y, old):
             golden.assert_close(x, y)
             compared += 1

@@ -41,7 +41,7 @@ def test_samples_look_like_the_data(trained, dataset):
 
 
 def test_terminal_threshold(task, trained):
-    config, states, base = trained
+    config, states, _ = trained
     share = []
     for threshold in (-10.0, 0.5, 10.0):
         changed = dataclasses.replace(config, terminal_threshold=threshold, batch_size=200)

@@ -12,7 +12,6 @@ from tgcvg_jax.models import denoiser, window_denoiser
 from tgcvg_jax.ops import edm
 from tgcvg_jax.types import Dataset, Task
 
-
 SAMPLER = edm.Sampler(num_steps=32)
 
 
