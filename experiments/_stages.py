@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +14,6 @@ from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, reporting, training
 from tgcvg_jax.checkpoint import EXTENDABLE, Checkpointer
 from tgcvg_jax.data.dataset import fingerprint
-from tgcvg_jax.models import MODELS
 from tgcvg_jax.synthesizers import SYNTHESIZERS
 from tgcvg_jax.types import Dataset, Learner, Task
 
@@ -63,7 +62,7 @@ def metadata(kind: str, task: Task, config: Any, dataset: Dataset, seeds: list[i
 
 
 def open_checkpoints(
-    name: str, models: Iterable[str], task: Task, config: Any, dataset: Dataset
+    name: str, models: Mapping[str, Learner], task: Task, config: Any, dataset: Dataset
 ) -> dict[str, Checkpointer]:
     """The checkpoint folders of a synthesizer's models.
 
@@ -72,7 +71,7 @@ def open_checkpoints(
 
     Args:
       name: of the synthesizer.
-      models: fields of its config.
+      models: its learners, by the field of its config.
       task: the task.
       config: the synthesizer's config.
       dataset: the original data.
@@ -82,15 +81,17 @@ def open_checkpoints(
         model: Checkpointer(
             _main.task_dir(task, name, model),
             metadata(kinds[model], task, getattr(config, model), dataset, [FLAGS.seed]),
-            extendable=extendable(MODELS[kinds[model]]),
+            extendable=extendable(learner),
         )
-        for model in models
+        for model, learner in models.items()
     }
 
 
-def extendable(module: ModuleType) -> tuple[str, ...]:
-    """Fields of a module's config that may change between a run and its continuation."""
-    return getattr(module, "EXTENDABLE", EXTENDABLE)
+def extendable(learner: Learner) -> tuple[str, ...]:
+    """Fields of the config that may change between a run and its continuation."""
+    if learner.num_steps is None:
+        return EXTENDABLE
+    return tuple(name for name in EXTENDABLE if name != "num_steps")
 
 
 def train_model(
@@ -142,6 +143,6 @@ def train_one(name: str, model: str) -> None:
     module = SYNTHESIZERS[name]
     config = synthesizer_config(module, task)
     learner = module.make(task, config).models[model]
-    checkpointer = open_checkpoints(name, [model], task, config, dataset)[model]
+    checkpointer = open_checkpoints(name, {model: learner}, task, config, dataset)[model]
     train_model(model, learner, getattr(config, model), dataset, checkpointer)
     print(f"written to {_main.task_dir(task, name, model)}/")

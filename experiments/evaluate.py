@@ -130,7 +130,7 @@ def score_denoiser(trained: loading.Trained) -> None:
     generated, original = response.correlations()
     print(
         f"{len(response.wanted)} windows of {trained.config.horizon} transitions from noise, each "
-        "for the return-to-go of one of the dataset"
+        f"for the return of one of the dataset ({trained.config.condition})"
     )
     rows = [
         ("generated", f"{response.generated.mean():.3f}", f"{generated:.3f}"),

@@ -36,7 +36,7 @@ from tgcvg_jax.evaluation import rollout
 from tgcvg_jax.learners import HYPERPARAMETERS, LEARNERS
 from tgcvg_jax.ops import scores
 from tgcvg_jax.synthesizers import SYNTHESIZERS, s4rl
-from tgcvg_jax.types import Dataset, Task, UserError
+from tgcvg_jax.types import Dataset, Learner, Task, UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("learner", "td3_bc", sorted(LEARNERS), "What to train.")
@@ -90,7 +90,7 @@ def main() -> None:
     if FLAGS.state_noise is not None:
         learner = s4rl.perturb(learner, FLAGS.state_noise)
         metadata["state_noise"] = FLAGS.state_noise
-    checkpointer = open_checkpoints(directory, metadata, module)
+    checkpointer = open_checkpoints(directory, metadata, learner)
     _main.require_writable(directory)
     settings = {
         "env": task.name,
@@ -165,10 +165,10 @@ def make_config(task: Task, module: ModuleType) -> Any:
     return dataclasses.replace(config, num_steps=FLAGS.num_steps)
 
 
-def open_checkpoints(directory: Path, metadata: dict[str, Any], module: ModuleType) -> Checkpointer:
+def open_checkpoints(directory: Path, metadata: dict[str, Any], learner: Learner) -> Checkpointer:
     """The checkpoints of the run; of a folder that is refused the message says what helps here."""
     try:
-        return Checkpointer(directory, metadata, extendable=_stages.extendable(module))
+        return Checkpointer(directory, metadata, extendable=_stages.extendable(learner))
     except UserError as e:
         message = str(e).replace("another --workdir", "another --name or --workdir")
         raise UserError(message) from e

@@ -94,7 +94,7 @@ def configs():
         validation_size=16,
     )  # fmt: skip
     window = window_denoiser.Config(
-        num_steps=12, batch_size=4, horizon=7, base_dim=2, dim_multiples=(1,), norm_groups=1,
+        num_steps=12, batch_size=4, horizon=7, base_dim=2, dim_mults=(1,), norm_groups=1,
         num_heads=1, head_dim=4, terminal_penalty=2.0,
     )  # fmt: skip
     transition = transition_denoiser.Config(

@@ -71,7 +71,7 @@ class Signals:
             self._at_once = False
 
 
-class Interval:
+class PartialRow:
     """What a checkpoint between two rows of metrics needs besides the state: a file beside it.
 
     Attributes:

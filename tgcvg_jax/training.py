@@ -25,7 +25,7 @@ import numpy as np
 
 from tgcvg_jax import reporting
 from tgcvg_jax.checkpoint import Checkpointer
-from tgcvg_jax.interruption import Interval, Signals
+from tgcvg_jax.interruption import PartialRow, Signals
 from tgcvg_jax.types import Dataset, Learner, PRNGKey, PyTree, UserError
 
 
@@ -220,19 +220,19 @@ def fit(
                 state = checkpointer.restore(like)
             else:
                 state = init(learner, data, seeds)
-            interval = Interval(checkpointer, step)
-            if interval.interrupted:
+            partial = PartialRow(checkpointer, step)
+            if partial.interrupted:
                 call_back()
             finished = bool(jnp.all(state.finished)) if epoch else False
             if step >= num_steps or finished:
-                interval.clear()
+                partial.clear()
                 return FitResult(state, step, log, 0.0, float("nan"))
 
             start = time.perf_counter()
             chunk = make_chunk(learner)
             sums = chunk.zero_sums(state, keys, data)
             run = chunk.run.lower(state, sums, keys, data, jnp.int32(1)).compile()
-            sums = interval.restore(sums)
+            sums = partial.restore(sums)
             compile_seconds = time.perf_counter() - start
         rate, first, estimated = _Rate(), step, False
         size = 1  # updates in the next chunk
@@ -241,9 +241,9 @@ def fit(
         def save(interrupted: bool = False) -> None:
             log.flush()
             if checkpointer is not None:
-                interval.save(step, sums, interrupted)
+                partial.save(step, sums, interrupted)
                 checkpointer.save(step, state)
-                interval.clear(but=step)
+                partial.clear(but=step)
 
         with reporting.progress(console, label, num_steps, step) as advance:
             while step < num_steps and not finished:
@@ -254,7 +254,8 @@ def fit(
                 jax.block_until_ready((state, sums))
                 rate.add(updates * per_update, time.perf_counter() - start)
                 size = max(1, int(rate.latest * chunk_seconds / per_update))
-                step, interval.updates = step + updates * per_update, interval.updates + updates
+                step += updates * per_update
+                partial.updates += updates
                 advance(updates * per_update)
 
                 if not estimated and rate.seconds > 2 * chunk_seconds:
@@ -266,10 +267,10 @@ def fit(
                         f"go{hint if left > 600 else ''}"
                     )
                 if step % log_every == 0 or step >= num_steps:
-                    row = {k: np.asarray(total) / interval.updates for k, total in sums.items()}
+                    row = {k: np.asarray(total) / partial.updates for k, total in sums.items()}
                     log.write(step, row, seeds)
                     _check_finite(label, step, row, seeds, log, checkpointer)
-                    sums, interval.updates = jax.tree.map(jnp.zeros_like, sums), 0
+                    sums, partial.updates = jax.tree.map(jnp.zeros_like, sums), 0
                 if epoch and (step % epoch == 0 or step >= num_steps):
                     state, metrics = validate(state, data)
                     log.write(step, {k: np.asarray(v) for k, v in metrics.items()}, seeds)

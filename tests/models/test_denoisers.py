@@ -26,6 +26,8 @@ def test_learning_rate():
     assert rate(0) == rate(100) == rate(900) == 2.0
     np.testing.assert_allclose([rate(25), rate(50), rate(125)], [1.7071, 1.0, 1.7071], rtol=1e-4)
     assert 0.0 < rate(99) < 1e-3 * 2.0
+    odd = dataclasses.replace(config, num_steps=1_005)  # no restart in the last few steps
+    assert float(denoiser.learning_rate(jnp.int32(1_004), odd)) < 0.1
     once = dataclasses.replace(config, num_periods=1)
     np.testing.assert_allclose(float(denoiser.learning_rate(jnp.int32(500), once)), 1.0, rtol=1e-6)
 
@@ -68,6 +70,14 @@ def test_windows_stay_inside_their_episode(task, dataset, config):
         np.asarray(dataset.transition.next_observation)[np.asarray(data.starts) + h - 1],
         atol=1e-4,
     )
+
+
+def test_statistics_are_of_all_rows_with_their_own_rewards(dataset, config):
+    t = jax.tree.map(np.asarray, dataset.transition)
+    rows = np.concatenate([t.observation, t.action, t.reward[:, None]], axis=1)
+    normalizer = window_denoiser.make_windows(dataset, config).normalizer
+    np.testing.assert_allclose(normalizer.mean, rows.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(normalizer.std - rows.std(axis=0, ddof=1), 1e-5, atol=1e-6)
 
 
 def test_conditions(dataset, config):

@@ -10,6 +10,7 @@ from edm_params import mixer_unet, mixer_unet_variables
 from tgcvg_jax.data.normalize import fit_normalizer
 from tgcvg_jax.models import denoiser, window_denoiser
 from tgcvg_jax.ops import edm
+from tgcvg_jax.types import Task
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def config(z):
         p_std=float(z["hp/P_std"]),
         horizon=int(z["hp/num_rows"]) - 1,
         base_dim=int(z["hp/base_dim"]),
-        dim_multiples=tuple(int(m) for m in z["hp/dim_mults"]),
+        dim_mults=tuple(int(m) for m in z["hp/dim_mults"]),
         norm_groups=int(z["hp/head_groupnorm_groups"]),
         num_heads=int(z["hp/attention_heads"]),
         head_dim=int(z["hp/attention_dim_head"]),
@@ -112,9 +113,9 @@ def test_samples(x64, z, config, network, start, run):
 def test_updates(x64, z, config, network, start):
     """Two: losses, gradients of the first, norms, and the smaller parameters after both."""
     g = golden.load("gta_edm_grad")
-    weight = np.ones(z["in/windows"].shape[1:])
-    weight[-1, int(z["hp/state_dim"]) :] = 0.0
-    settings = dict(network=network, config=config, weight=jnp.asarray(weight))
+    task = Task("golden", "", int(z["hp/state_dim"]), int(z["hp/action_dim"]), 1000)
+    weight = window_denoiser.loss_weight(task, config)
+    settings = dict(network=network, config=config, weight=weight)
 
     @jax.jit
     def step(state, batch, noise):

@@ -10,6 +10,7 @@ from conftest import untrained
 
 from tgcvg_jax.synthesizers import SYNTHESIZERS
 
+# SynthER makes single transitions from noise, which have no source.
 SEQUENCES = [name for name in SYNTHESIZERS if name != "synther"]
 
 

@@ -116,7 +116,6 @@ def test_windows_of_an_epoch_are_distinct(generate, dataset, config):
         {"reweighting": "released", "num_bins": 4},
         {"denoiser": {"condition": "none"}},
         {"denoiser": {"condition": "window_return"}},
-        {"denoiser": {"compute": "bfloat16"}},
     ],
     ids=str,
 )

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tgcvg_jax import training
 from tgcvg_jax.data.dataset import flatten
 from tgcvg_jax.learners import LEARNERS
 from tgcvg_jax.synthesizers import s4rl
@@ -51,11 +50,6 @@ def test_perturbed_learner(task, dataset, configs, name):
     assert changed and set(changed) <= {".observation", ".next_observation"}
     if hasattr(after, "mask"):
         assert np.all(np.asarray(after.observation)[~np.asarray(after.mask)] == 0.0)
-
-
-def test_perturbed_learner_trains(task, dataset, configs):
-    learner = s4rl.perturb(LEARNERS["td3_bc"].make(task, configs["td3_bc"]), 0.1)
-    assert int(training.fit(learner, dataset, num_steps=4).state.step[0]) == 4
 
 
 def test_repeated_noise_is_new(task, dataset, configs):

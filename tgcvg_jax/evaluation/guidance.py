@@ -75,7 +75,7 @@ def condition_response(
             denoiser.make_denoiser(network, state, config),
             sampler.sigma_max * normal(keys[1]),
             condition[:, None],
-            churn=lambda i: normal(jax.random.fold_in(keys[2], i)),
+            noise=lambda i: normal(jax.random.fold_in(keys[2], i)),
             keep=lambda i: jnp.ones((2, num_windows)),
             config=sampler,
             guidance=guidance,

@@ -9,8 +9,6 @@ negative, or at most 1. (`sac` is no offline learner: `collection` runs it.) Eac
     PRESETS     {"paper": ..., "quick": ...}, changes to Config: the scale of a run
     for_task(task, hyperparameters) -> Config, for each of HYPERPARAMETERS
     make(task, config) -> Learner with a policy
-    EXTENDABLE  optional: fields that may change when a run goes on, in place of `num_steps`; () for
-                a learner whose schedule depends on the number of steps
 """
 
 from tgcvg_jax.learners import bc, cql, dt, iql, mcq, rebrac, td3_bc

@@ -45,7 +45,6 @@ class Config:
 
 
 PRESETS = {"paper": {}, "quick": {"num_steps": 10_000}}
-EXTENDABLE = ()  # the actor's learning rate depends on num_steps
 
 # AntMaze in the IQL paper, in CORL, and in TGCVG's paper (not its code).
 ANTMAZE: dict[str, Any] = {"expectile": 0.9, "beta": 10.0, "replay": {"reward_shift": -1.0}}

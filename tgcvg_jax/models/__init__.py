@@ -2,8 +2,7 @@
 
 Each module has `make(task, config) -> Learner` and `Config`, which says how long to train: in a
 field `num_steps`, or `max_epochs` if the learner validates. (The apps read it; `training.fit` takes
-the number as an argument.) Where a longer run is another run, because the learning rate depends on
-the number of steps, the module has `EXTENDABLE = ()`.
+the number as an argument.) `denoiser` is none itself: it is what the two denoisers share.
 """
 
 from tgcvg_jax.models import (

@@ -47,10 +47,6 @@ class Config:
         return jnp.bfloat16 if self.compute == "bfloat16" else None
 
 
-# The learning rate depends on num_steps, so a finished run cannot be extended.
-EXTENDABLE = ()
-
-
 @flax.struct.dataclass
 class State:
     """Everything that training changes or sampling needs.
@@ -111,7 +107,7 @@ def loss(
     config: Config,
     weight: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Mean over the batch of lambda(sigma) times the mean squared error of D (equation 2).
+    """Mean over the batch of lambda(sigma) times the mean squared error of D (equation 8).
 
     Args:
       params: what to differentiate.
@@ -135,7 +131,7 @@ def loss(
 
 def learning_rate(step: Array, config: Config) -> Array:
     """Of the update that follows `step` others: cosine periods, each from full to 0."""
-    period = max(config.num_steps // config.num_periods, 1)
+    period = -(-config.num_steps // config.num_periods)
     phase = jnp.asarray(step % period, float) / period
     return 0.5 * config.learning_rate * (1.0 + jnp.cos(jnp.pi * phase))
 

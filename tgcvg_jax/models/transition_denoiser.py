@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from tgcvg_jax.data import windows
 from tgcvg_jax.data.normalize import Normalizer, fit_normalizer
 from tgcvg_jax.models import denoiser
 from tgcvg_jax.networks.residual_mlp import ResidualMLP
@@ -24,9 +25,6 @@ class Config(denoiser.Config):
     width: int = 2048
     num_layers: int = 6
     embedding_dim: int = 128
-
-
-EXTENDABLE = denoiser.EXTENDABLE
 
 
 @flax.struct.dataclass
@@ -69,7 +67,6 @@ def unpack(rows: Array, task: Task, threshold: float) -> Transition:
 
 def make(task: Task, config: Config) -> Learner:
     """The learner."""
-    width = 2 * task.observation_dim + task.action_dim + 2
 
     def prepare(dataset: Dataset) -> Data:
         rows = pack(dataset.transition)
@@ -82,5 +79,6 @@ def make(task: Task, config: Config) -> Learner:
         return denoiser.Batch(data.rows[index])
 
     return denoiser.make_learner(
-        make_network(config), config, prepare=prepare, sample=sample, shape=(width,)
+        make_network(config), config, prepare=prepare, sample=sample,
+        shape=(windows.width(task),),
     )

@@ -27,22 +27,20 @@ class Config(denoiser.Config):
     """GTA. Defaults: released code; symbols: paper."""
 
     horizon: int = 31  # H, transitions in a window; H + 1 rows, divisible by 8. Paper: "32"
-    base_dim: int = 16  # channels, times dim_multiples
-    dim_multiples: tuple[int, ...] = (1, 2, 4, 8)
+    base_dim: int = 16  # channels, times dim_mults
+    dim_mults: tuple[int, ...] = (1, 2, 4, 8)
     norm_groups: int = 8
     num_heads: int = 4
     head_dim: int = 32
     condition: Literal["return_to_go", "window_return", "none"] = "return_to_go"  # discounted, to
-    # the end of the episode; or the plain sum of the window's rewards; or an unconditional model
+    # the end of the episode; or, an option of the released code, the plain sum of the window's
+    # rewards, without penalties; or none, an ablation of the paper
     condition_dropout: float = 0.25  # share of samples that train without their condition
     condition_scale: float = 0.01  # the network sees the return times this
     discount: float = 0.99  # gamma of the return-to-go
     terminal_penalty: float = 100.0  # taken off a terminal's reward before returns; mazes: 0
     restore_rewards: bool = False  # True: off the returns alone (TGCVG's fork). Released: rewards
     # keep it, so the model learns and generates rewards near -penalty at terminals
-
-
-EXTENDABLE = denoiser.EXTENDABLE
 
 
 @flax.struct.dataclass
@@ -70,7 +68,7 @@ def make_network(config: Config) -> MixerUNet:
     """The module."""
     return MixerUNet(
         base_dim=config.base_dim,
-        dim_mults=config.dim_multiples,
+        dim_mults=config.dim_mults,
         norm_groups=config.norm_groups,
         num_heads=config.num_heads,
         head_dim=config.head_dim,
@@ -91,18 +89,19 @@ def make_windows(dataset: Dataset, config: Config) -> Windows:
     s = transition.observation.shape[-1]
     reward = transition.reward
     normalizer = fit_normalizer(_rows(transition, reward), eps=1e-5, ddof=1)
-    penalized = reward - config.terminal_penalty * (transition.discount == 0.0)
     if config.condition == "window_return":
         total = np.append(0.0, np.cumsum(np.asarray(reward), dtype=np.float64))
         end = np.minimum(np.arange(dataset.size) + config.horizon, dataset.size)
         returns = total[end] - total[:-1]
-        penalized = reward
+        shown = reward
     else:
+        penalized = reward - config.terminal_penalty * (transition.discount == 0.0)
         returns = discounted_returns(dataset, np.asarray(penalized), config.discount)
+        shown = reward if config.restore_rewards else penalized
     state = Normalizer(normalizer.mean[:s], normalizer.std[:s])
     count = windows.num_windows(dataset, config.horizon)
     return Windows(
-        rows=normalizer(_rows(transition, reward if config.restore_rewards else penalized)),
+        rows=normalizer(_rows(transition, shown)),
         next_observation=state(transition.next_observation),
         blank=normalizer(jnp.zeros_like(normalizer.mean))[s:],
         condition=jnp.asarray(config.condition_scale * returns, reward.dtype),
@@ -138,23 +137,28 @@ def to_transitions(x: Array, normalizer: Normalizer, task: Task) -> Transition:
     )
 
 
+def loss_weight(task: Task, config: Config) -> Array:
+    """[H + 1, D]: 0 at action and reward of the last row, else 1."""
+    shape = (config.horizon + 1, task.observation_dim + task.action_dim + 1)
+    return jnp.ones(shape).at[-1, task.observation_dim :].set(0.0)
+
+
 def make(task: Task, config: Config) -> Learner:
     """The learner.
 
     Raises:
       UserError: the network can't halve the number of rows three times.
     """
-    length, s = config.horizon + 1, task.observation_dim
-    divisor = 2 ** (len(config.dim_multiples) - 1)
+    length = config.horizon + 1
+    divisor = 2 ** (len(config.dim_mults) - 1)
     if length % divisor:
         raise UserError(
             f"horizon={config.horizon}: a window has horizon + 1 rows, which the network halves "
-            f"{len(config.dim_multiples) - 1} times; choose a horizon of {divisor} n - 1, such as "
+            f"{len(config.dim_mults) - 1} times; choose a horizon of {divisor} n - 1, such as "
             f"{divisor * max(round(length / divisor), 1) - 1}"
         )
     conditional = config.condition != "none"
-    shape = (length, s + task.action_dim + 1)
-    weight = jnp.ones(shape).at[-1, s:].set(0.0)
+    weight = loss_weight(task, config)
 
     def sample(key: PRNGKey, data: Windows) -> denoiser.Batch:
         index = jax.random.randint(key, (config.batch_size,), 0, len(data.starts))
@@ -167,7 +171,7 @@ def make(task: Task, config: Config) -> Learner:
         config,
         prepare=lambda dataset: make_windows(dataset, config),
         sample=sample,
-        shape=shape,
+        shape=weight.shape,
         weight=weight,
         condition_dropout=config.condition_dropout if conditional else None,
     )

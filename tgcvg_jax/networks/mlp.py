@@ -42,6 +42,7 @@ def orthogonal(key: PRNGKey, shape: tuple[int, int], gain: float = 2.0**0.5) -> 
     return gain * (x if shape == (rows, columns) else x.T)
 
 
+# None: draw; else what every draw of `uniform` is taken to be, in [-1, 1] (see `init_at_once`).
 _draw = contextvars.ContextVar("draw", default=None)
 
 
@@ -63,11 +64,12 @@ def init_at_once(network: nn.Module, key: PRNGKey, *inputs: Any) -> dict[str, An
     minute. Here the parameters are computed as if all draws had come out highest, and lowest; what
     was drawn lies between the two.
     """
+    init_key, key = jax.random.split(key)
 
     def initialize(draw: float) -> dict[str, Any]:
         token = _draw.set(draw)
         try:
-            return network.init(key, *inputs)
+            return network.init(init_key, *inputs)
         finally:
             _draw.reset(token)
 

@@ -120,7 +120,7 @@ def sample(
     denoiser: Callable[..., Array],
     start: Array,
     condition: Array | None,
-    churn: Callable[[Array], Array],
+    noise: Callable[[Array], Array],
     keep: Callable[[Array], Array] | None,
     *,
     config: Sampler,
@@ -140,7 +140,7 @@ def sample(
         n = B or 2B. It multiplies the condition's embedding by `keep`, so 0 is "no condition".
       start: [B, ...], already noised to `sigmas(config)[first]`. Its dtype is that of the sampler.
       condition: [B, C]; None for an unconditional model, which has no guidance.
-      churn: step (int32, traced) -> standard normal [B, ...]. Steps first ... N - 1 ask for it.
+      noise: that of the churn: step (int32, traced) -> standard normal [B, ...].
       keep: step -> [2, B], for the conditional rows of the Euler ([0]) and of the Heun slope ([1]):
         ones, or 0/1 where the condition is dropped while sampling. Not called without a condition.
       config: the sampler's settings.
@@ -185,7 +185,7 @@ def sample(
     def churned(x: Array, i: Array, sigma_hat: Array, added: Array):
         """x_hat, its slope, and what is kept of the condition in the two slopes of the step."""
         kept = (None, None) if condition is None else keep(i)
-        x_hat = x + added * churn(i)
+        x_hat = x + added * noise(i)
         return x_hat, slope(x_hat, sigma_hat, kept[0], guidance), kept[1]
 
     def step(x: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:

@@ -97,9 +97,16 @@ def for_task(task: Task, preset: str = "paper") -> Config:
 
 
 def as_paper(config: Config) -> Config:
-    """The paper's text where it differs from the released code."""
+    """The paper's text where it differs from the released code.
+
+    Its guidance w = 2 is taken to be the scripts' number, and its penalty to be off the returns
+    alone.
+    """
     reweighting = "paper" if config.reweighting == "released" else config.reweighting
-    return dataclasses.replace(config, drop_condition=False, reweighting=reweighting)
+    denoiser = dataclasses.replace(config.denoiser, restore_rewards=True)
+    return dataclasses.replace(
+        config, denoiser=denoiser, drop_condition=False, reweighting=reweighting
+    )
 
 
 @flax.struct.dataclass
@@ -249,10 +256,11 @@ def make(task: Task, config: Config) -> Synthesizer:
 
         condition = None
         if conditional:
-            condition = amplify(data.windows.condition[starts], config.amplification)
+            condition = data.windows.condition[starts][:, None]
             if config.target == "highest":
-                condition = jnp.broadcast_to(data.highest, condition.shape)
-            condition = condition[:, None]
+                condition = jnp.full_like(condition, data.highest)
+            else:
+                condition = amplify(condition, config.amplification)
 
         def keep(i: Array) -> Array:
             shape = (2, len(source))
@@ -266,12 +274,12 @@ def make(task: Task, config: Config) -> Synthesizer:
             noise = normal(keys[2], i)[:, :-1, -1]
             return x.at[:, :-1, -1].set(wanted + sigma * noise)
 
-        noise = levels[first] * jax.random.normal(keys[0], source.shape)
+        added = levels[first] * jax.random.normal(keys[0], source.shape)
         x = edm.sample(
             denoising.make_denoiser(network, states["denoiser"], config.denoiser),
-            noise if config.noise_level == 1.0 else source + noise,
+            added if config.noise_level == 1.0 else source + added,
             condition,
-            churn=lambda i: normal(keys[3], i),
+            noise=lambda i: normal(keys[3], i),
             keep=keep,
             config=config.sampler,
             first=first,

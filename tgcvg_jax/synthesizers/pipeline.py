@@ -102,7 +102,7 @@ def stream(
                         store.discard_parts()
                     raise UserError(
                         f"all trajectories of the last {MAX_EMPTY_CHUNKS} chunks were dropped as "
-                        "implausible (NaN, or rewards far outside the dataset's); train the models "
+                        "implausible (NaN, or what else the synthesizer refuses); train the models "
                         "longer"
                     )
                 advance(min(len(flat.timestep), num_transitions - rows))

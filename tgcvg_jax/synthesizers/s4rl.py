@@ -114,7 +114,13 @@ def make(task: Task, config: Config) -> Synthesizer:
 
 
 def add_noise(keys: PRNGKey, transition: Transition, std: Array | float) -> Transition:
-    """Independent noise on the states and on the next states, as released."""
+    """Independent noise on the states and on the next states, as released.
+
+    Args:
+      keys: [2].
+      transition: fields [..., ...].
+      std: a number, or [S].
+    """
     noisy = lambda key, x: x + std * jax.random.normal(key, x.shape, x.dtype)  # noqa: E731
     return transition._replace(
         observation=noisy(keys[0], transition.observation),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tgcvg_jax.config import replace_nested
+from tgcvg_jax.data import windows
 from tgcvg_jax.models import denoiser as denoising
 from tgcvg_jax.models import transition_denoiser
 from tgcvg_jax.ops import edm
@@ -54,18 +55,17 @@ def as_paper(config: Config) -> Config:
 def make(task: Task, config: Config) -> Synthesizer:
     """The synthesizer."""
     network = transition_denoiser.make_network(config.denoiser)
-    width = 2 * task.observation_dim + task.action_dim + 2
 
     def generate(states: dict[str, PyTree], data: None, key: PRNGKey, chunk: Array) -> Trajectories:
         del data  # the samples start from noise
         state = states["denoiser"]
         start_key, churn_key = jax.random.split(jax.random.fold_in(key, chunk))
-        shape = (config.batch_size, width)
+        shape = (config.batch_size, windows.width(task))
         x = edm.sample(
             denoising.make_denoiser(network, state, config.denoiser),
             config.sampler.sigma_max * jax.random.normal(start_key, shape),
             None,
-            churn=lambda i: jax.random.normal(jax.random.fold_in(churn_key, i), shape),
+            noise=lambda i: jax.random.normal(jax.random.fold_in(churn_key, i), shape),
             keep=None,
             config=config.sampler,
         )
