@@ -102,7 +102,9 @@ def run(
             where = f"step {step:,}" if step else "the last save"
             goes_on = f"the same command goes on from {where}"
             print(f"{how}; {'nothing is saved yet' if step is None else goes_on}", file=sys.stderr)
-            sys.exit(128 + number)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(128 + number)  # a compiler's thread may be alive, and would crash at exit
 
     app.run(guarded, flags_parser=parse)
 

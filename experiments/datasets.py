@@ -32,7 +32,7 @@ from experiments import _main
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, plotting, reporting, tasks
 from tgcvg_jax.data import export, minari, statistics, synthetic
-from tgcvg_jax.data.validate import open_hdf5
+from tgcvg_jax.data.validate import is_synthetic, open_hdf5
 from tgcvg_jax.files import atomic_path
 from tgcvg_jax.ops import scores
 from tgcvg_jax.types import Dataset, Source, Task, UserError
@@ -231,7 +231,7 @@ def export_data() -> None:
     parts = [f"{name} ({dataset.size:,} transitions)"]
     if FLAGS.augmented_with:
         with open_hdf5(path := Path(FLAGS.augmented_with).expanduser()):
-            if not synthetic.is_synthetic(path):
+            if not is_synthetic(path):
                 raise UserError(f"--augmented_with={path}: is no file that synthesize made")
         added = synthetic.read(path, task)
         name = Path(FLAGS.augmented_with).name

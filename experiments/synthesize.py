@@ -8,7 +8,7 @@ Trains the synthesizer's models, or reuses them if they are there, then generate
 from where the file ends. Writes to <workdir>/<env>/<synthesizer>/:
 
     synthetic.hdf5      the synthetic transitions, D4RL format
-    policy/, dynamics/  checkpoints and metrics.csv of each model (tgcvg's are these two)
+    policy/, dynamics/  checkpoints and metrics.csv of each model (gta, synther: denoiser/)
     config.json         every setting of the run
     metrics.csv         training metrics of all models
     summary.png         original and synthetic data compared, training curves
@@ -33,8 +33,8 @@ from tgcvg_jax.types import Dataset, Task, Transition, UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("synthesizer", "tgcvg", sorted(SYNTHESIZERS), "What generates.")
-flags.DEFINE_integer("num_transitions", None, "How many to generate. Without it the synthesizer's "
-                     "own: tgcvg 5,000,000, or 50,000 with --preset=quick.")  # fmt: skip
+flags.DEFINE_integer("num_transitions", None, "How many to generate. Without it: 5,000,000 (s4rl "
+                     "1,000,000), or 50,000 with --preset=quick.")  # fmt: skip
 _stages.define_variant()
 
 
@@ -115,14 +115,16 @@ def _summarise(task: Task, dataset: Dataset, path: Path, logs: dict[str, Path]) 
 
     def describe(t: Transition, lengths: np.ndarray, count: int) -> dict[str, str]:
         change = (t.next_observation - t.observation) / change_std
+        ends = t.discount == 0
         step = np.median(np.sqrt(np.mean(np.square(change), axis=1)))
         return {
             "transitions": f"{count:,}",
             "segments": f"{len(lengths):,}",
             "mean length": f"{lengths.mean():.1f}",
             "reward": f"{t.reward.mean():.3f} ± {t.reward.std():.3f}",
+            "reward of terminals": f"{t.reward[ends].mean():.3f}" if ends.any() else "-",
             **_simulated(task, t, std),
-            "terminals per 1,000": f"{1e3 * np.mean(t.discount == 0):.2f}",
+            "terminals per 1,000": f"{1e3 * np.mean(ends):.2f}",
             "median change per step (std)": f"{step:.3f}",
             "states beyond 5 std": f"{100 * np.mean(_is_far(t, mean, std)):.2f} %",
         }
@@ -134,8 +136,9 @@ def _summarise(task: Task, dataset: Dataset, path: Path, logs: dict[str, Path]) 
     rows = [(name, old.get(name, "-"), new.get(name, "-")) for name in old | new]
     print(_main.table(rows, ("", "original", "synthetic")))
     far = np.mean(_is_far(synthetic, mean, std))
-    if far > 0.1:
-        print("\nMany synthetic states lie far outside the data: the models want longer training.")
+    terminals = [np.mean(t.discount == 0) for t in (original, synthetic)]
+    if far > 0.1 or terminals[1] > 10 * terminals[0] + 0.01:
+        print("\nThe synthetic data is unlike the original: the models want longer training.")
     print(f"\nwritten to {path.parent}/: synthetic.hdf5, summary.png, metrics.csv, config.json")
 
 

@@ -106,6 +106,8 @@ def main() -> None:
     _main.write_config(directory, settings)
     changed = config_lib.difference(config_lib.to_dict(module.Config()), metadata["config"])
     changed = ", ".join(line.replace(":", "", 1) for line in changed) or "all defaults"
+    if FLAGS.state_noise is not None:
+        changed += f", state noise {FLAGS.state_noise:g}"
     print(f"{FLAGS.learner}, {FLAGS.hyperparameters} settings: {changed}", flush=True)
 
     console = reporting.Console()

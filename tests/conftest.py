@@ -136,17 +136,22 @@ def synthesizer(task, configs):
 
 
 @pytest.fixture(scope="session")
-def model_states(synthesizer, dataset):
+def model_states(synthesizer, dataset, untrained):
     return untrained(synthesizer, dataset)
 
 
-def untrained(synthesizer, dataset):
+@pytest.fixture(scope="session")
+def untrained():
     """Initial states of a synthesizer's models, one seed."""
-    states = {}
-    for name, learner in synthesizer.models.items():
-        state = training.init(learner, learner.prepare(dataset), (0,))
-        states[name] = training.select_seed(state, 0)
-    return states
+
+    def make(synthesizer, dataset):
+        states = {}
+        for name, learner in synthesizer.models.items():
+            state = training.init(learner, learner.prepare(dataset), (0,))
+            states[name] = training.select_seed(state, 0)
+        return states
+
+    return make
 
 
 class Toy:

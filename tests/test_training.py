@@ -135,11 +135,16 @@ def test_finished_run_is_a_no_op(runs, dataset):
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_seeds_under_vmap_equal_separate_runs(task, dataset_x64, configs, x64, name):
-    made = LEARNERS[name].make(task, configs[name])
-    widen = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
-    learner = made._replace(init=lambda *args: jax.tree.map(widen, made.init(*args)))
-    together = fit(learner, dataset_x64, num_steps=12, seeds=(0, 3)).state
-    alone = fit(learner, dataset_x64, num_steps=12, seeds=(3,)).state
+    learner = LEARNERS[name].make(task, configs[name])
+    data, step = learner.prepare(dataset_x64), training.make_chunk(learner).step
+
+    @jax.jit
+    def run(keys):
+        widen = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
+        state = jax.tree.map(widen, jax.vmap(learner.init, (0, None))(keys, data))
+        return jax.lax.fori_loop(0, 12, lambda _, state: step(state, keys, data)[0], state)
+
+    together, alone = run(training.seed_keys((0, 3))), run(training.seed_keys((3,)))
     for a, b in zip(numbers(together), numbers(alone), strict=True):
         assert a.dtype != np.float32
         np.testing.assert_allclose(a[1], b[0], rtol=1e-10, atol=1e-10)

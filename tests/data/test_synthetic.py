@@ -59,14 +59,21 @@ def test_cut_segment_ends_in_a_time_out(once):
     assert data["terminals"].sum() == 4 and not np.any(data["terminals"] & data["timeouts"])
 
 
-def test_loads_as_a_dataset(once, monkeypatch):
-    monkeypatch.setattr(d4rl, "JUMP", np.inf)  # these rows do not follow each other
+def test_loads_as_a_dataset(once, recwarn):
+    """Rows that do not follow each other, and actions out of bounds: a file of ours is trusted."""
+    with h5py.File(once, "a") as f:
+        f["actions"][3] = 1.5
     dataset = d4rl.read(once, TASK, source=SYNTHETIC)
     assert dataset.size == 73 and set(np.asarray(dataset.source)) == {SYNTHETIC}
     np.testing.assert_array_equal(dataset.timestep, read(once)["timesteps"])
     np.testing.assert_array_equal(dataset.return_to_go, read(once)["returns_to_go"])
     assert int(dataset.remaining[-1]) == 1 and int(dataset.remaining[70]) == 3
     np.testing.assert_array_equal(dataset.transition.discount == 0, read(once)["terminals"])
+    assert float(dataset.transition.action[3, 0]) == 1.5 and not recwarn.list
+    with h5py.File(once, "a") as f:
+        del f.attrs["identity"]
+    with pytest.raises(UserError, match=r"actions holds 1\.5 in row 3"):
+        d4rl.read(once, TASK, source=SYNTHETIC)
 
 
 def test_resumes_from_its_parts(once, tmp_path):

@@ -33,7 +33,7 @@ def test_learning_rate():
 
 
 def test_moving_average():
-    """Against the rule written as a loop: a copy up to step 100, then a decay that ramps up."""
+    """Against the rule written as a loop: a copy up to step 110, then a decay that ramps up."""
     config = denoiser.Config()
     ema, expected = jnp.zeros(()), 0.0
     params = np.random.default_rng(0).normal(size=400)
@@ -41,7 +41,7 @@ def test_moving_average():
     for s in range(400):
         ema = step(ema, params[s], jnp.int32(s))
         if s % 10 == 0:
-            decay = 0.0 if s <= 100 else min(0.995, 1.0 - (1.0 + s - 100) ** (-2 / 3))
+            decay = 0.0 if s <= 110 else min(0.995, 1.0 - (1.0 + s - 100) ** (-2 / 3))
             expected = decay * expected + (1.0 - decay) * params[s]
         np.testing.assert_allclose(ema, expected, rtol=1e-5, atol=1e-6)
     assert 1.0 - (1.0 + 2829) ** (-2 / 3) > 0.995  # the ramp ends near step 2,930

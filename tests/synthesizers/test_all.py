@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import untrained
 
 from tgcvg_jax.synthesizers import SYNTHESIZERS
 
@@ -15,7 +14,7 @@ SEQUENCES = [name for name in SYNTHESIZERS if name != "synther"]
 
 
 @pytest.fixture(scope="module")
-def made(task, dataset, configs):
+def made(task, dataset, configs, untrained):
     """By name: two chunks of a key, and how often `generate` was traced for all of them."""
     cache = {}
 

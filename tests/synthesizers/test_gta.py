@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import untrained
 
 from tgcvg_jax import tasks
 from tgcvg_jax.data.dataset import episode_returns, episode_starts
@@ -37,15 +36,15 @@ class SmallNetwork(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def generate(task, dataset, config):
+def generate(task, dataset, config, untrained):
     """A chunk under changed settings, with random weights."""
     cache = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(window_denoiser, "make_network", lambda c: SmallNetwork(c.dtype))
-        yield make_run(task, dataset, config, cache)
+        yield make_run(task, dataset, config, untrained, cache)
 
 
-def make_run(task, dataset, config, cache):
+def make_run(task, dataset, config, untrained, cache):
 
     def run(denoiser=None, chunk=0, **changes):
         changed = dataclasses.replace(config, **changes)
@@ -109,6 +108,7 @@ def test_windows_of_an_epoch_are_distinct(generate, dataset, config):
         {"guided_heun": True},
         {"drop_condition": False},
         {"amplification": 1.0},
+        {"clip_actions": False},
         {"target": "highest"},
         {"noise_level": 1.0},
         {"inpaint_reward": True},
@@ -124,15 +124,82 @@ def test_every_setting_changes_the_data(generate, changes):
     assert np.all(np.isfinite(changed.reward))
     reward_differs = not np.array_equal(base.reward, changed.reward)
     state_differs = not np.array_equal(base.observation, changed.observation)
-    assert reward_differs and state_differs == ("use_reward_model" not in changes)
+    action_differs = not np.array_equal(base.action, changed.action)
+    if "clip_actions" in changes:
+        assert action_differs and not reward_differs
+        np.testing.assert_array_equal(base.action, np.clip(changed.action, -1.0, 1.0))
+    else:
+        assert reward_differs and state_differs == ("use_reward_model" not in changes)
+
+
+def test_what_the_sampler_is_given(task, dataset, config):
+    """Start, condition and dropout of the condition, seen by a spy in the sampler's place."""
+    seen = {}
+
+    def spy(denoiser, start, condition, noise, keep, **settings):
+        kept = np.stack([keep(jnp.int32(i)) for i in range(200)])
+        seen.update(start=start, condition=condition, kept=kept, settings=settings)
+        return start
+
+    def run(data=dataset, **changes):
+        changed = dataclasses.replace(config, **changes)
+        synthesizer = gta.make(task, changed)
+        prepared = synthesizer.prepare(data)
+        states = {"denoiser": None}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(edm, "sample", spy)
+            patch.setattr(gta.denoising, "make_denoiser", lambda *_: None)
+            t = synthesizer.generate(states, prepared, jax.random.key(0), jnp.int32(0))
+        return jax.tree.map(np.asarray, t), prepared.windows
+
+    levels = edm.sigmas(config.sampler)
+    t, data = run(amplification=1.5)
+    starts = sources(t, dataset, config.denoiser.horizon)[:, 0]
+    condition = np.asarray(data.condition)[starts]
+    np.testing.assert_allclose(seen["condition"][:, 0], gta.amplify(condition, 1.5), rtol=1e-6)
+    assert seen["settings"]["first"] == 3 and seen["settings"]["guidance"] == config.guidance
+    noise = np.asarray(seen["start"] - window_denoiser.take(data, starts, config.denoiser.horizon))
+    noise = noise / levels[3]
+    np.testing.assert_allclose([noise.mean(), noise.std()], [0, 1], atol=0.1)
+    assert abs(seen["kept"].mean() - 0.75) < 0.03
+
+    run(drop_condition=False)
+    assert np.all(seen["kept"] == 1.0)
+    run(target="highest")
+    np.testing.assert_allclose(seen["condition"], data_max(data))
+    run(noise_level=1.0)
+    whole = np.asarray(seen["start"])
+    shifted = dataset.replace(
+        transition=dataset.transition._replace(action=dataset.transition.action + 3.0)
+    )
+    run(shifted, noise_level=1.0)
+    np.testing.assert_array_equal(seen["start"], whole)  # the data has no part in it
+    np.testing.assert_allclose(whole.std(), 80.0, rtol=0.1)
+
+
+def data_max(data):
+    return np.max(np.asarray(data.condition)[np.asarray(data.starts)])
+
+
+def test_terminals_are_the_source_s(generate, dataset, config):
+    """All windows of the data, some of which end in a terminal."""
+    h = config.denoiser.horizon
+    t = generate(batch_size=10_000)
+    rows = sources(t, dataset, h)
+    expected = np.asarray(dataset.transition.discount)[rows]
+    np.testing.assert_array_equal(t.transition.discount, expected)
+    assert np.sum(expected == 0.0) == 4  # of the episodes of 12, 7, 21 and 25 steps
 
 
 def test_inpainted_rewards_are_amplified_ones(generate, dataset, config):
-    t = generate(inpaint_reward=True, denoiser={"restore_rewards": True}, amplification=1.5)
+    """A terminal's penalty of 2 stays what it is."""
+    t = generate(inpaint_reward=True, amplification=1.5, batch_size=10_000)
     rows = sources(t, dataset, config.denoiser.horizon)
-    reward = np.asarray(dataset.transition.reward)[rows]
-    assert np.all(reward > 0)
-    np.testing.assert_allclose(t.transition.reward, 1.5 * reward, atol=1e-5)
+    reward, discount = (np.asarray(x)[rows] for x in
+                        (dataset.transition.reward, dataset.transition.discount))  # fmt: skip
+    expected = np.asarray(gta.amplify(reward, 1.5)) - 2.0 * (discount == 0.0)
+    assert np.any(discount == 0.0)
+    np.testing.assert_allclose(t.transition.reward, expected, atol=1e-5)
 
 
 def test_amplify():
@@ -202,6 +269,7 @@ def test_settings_of_tasks():
     assert (expert.noise_level, expert.amplification, expert.num_bins) == (0.25, 1.1, 20)
     maze = of("maze2d-umaze-v1")
     assert maze.reweighting == "success" and maze.denoiser.terminal_penalty == 0.0
+    assert of("maze2d-umaze-dense-v1").reweighting == "none"
     assert of("antmaze-large-play-v2").noise_level == 0.1
     assert gta.as_paper(of("hopper-medium-v2")).reweighting == "paper"
 

@@ -54,7 +54,7 @@ import h5py
 import numpy as np
 
 from tgcvg_jax.data.dataset import from_columns, make_dataset
-from tgcvg_jax.data.validate import check_fields, open_hdf5
+from tgcvg_jax.data.validate import check_fields, is_synthetic, open_hdf5
 from tgcvg_jax.types import ORIGINAL, Dataset, Task, UserError
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -105,12 +105,15 @@ def read(
 def _transitions(path: str | Path, task: Task, after_goal: str) -> tuple[Columns, np.ndarray]:
     """The rows that are transitions, as float32 columns, and [M] bool, the ends of episodes."""
     fields, goals = _load(path, task)
-    fields = check_fields(path, task, fields)
+    # What this library wrote has all ends of segments in its flags; S4RL's noise would look like
+    # jumps, and GTA's actions, as released, may be out of bounds.
+    ours = is_synthetic(path)
+    fields = check_fields(path, task, fields, bounded=not ours)
     has_next = "next_observations" in fields
     # `terminal`: the MDP ends. `broken`: the file's next row is not this row's successor.
     terminal, broken = _flags(task, fields, goals)
     broken[-1] = True  # the trailing partial episode
-    if has_next:
+    if has_next and not ours:
         jumps = _jumps(fields) & ~(terminal | broken)[:-1]
         if jumps.size and np.mean(jumps) > JUMP_SHARE:
             warnings.warn(

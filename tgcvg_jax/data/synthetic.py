@@ -207,15 +207,6 @@ def environment_of(path: str | Path) -> str | None:
         return None  # the reader of the data will say what is wrong
 
 
-def is_synthetic(path: str | Path) -> bool:
-    """Whether a `SyntheticStore` made the file."""
-    try:
-        with h5py.File(path, "r") as f:
-            return "identity" in f.attrs
-    except OSError:
-        return False
-
-
 def read(path: str | Path, task: Task) -> Dataset:
     """All transitions of a synthetic file. Their steps need not be the simulator's.
 

@@ -56,8 +56,17 @@ def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
         ) from error
 
 
+def is_synthetic(path: str | Path) -> bool:
+    """Whether this library made the file (a `data.synthetic.SyntheticStore`)."""
+    try:
+        with h5py.File(path, "r") as f:
+            return "identity" in f.attrs
+    except OSError:
+        return False
+
+
 def check_fields(
-    where: str | Path, task: Task, fields: Mapping[str, np.ndarray]
+    where: str | Path, task: Task, fields: Mapping[str, np.ndarray], bounded: bool = True
 ) -> dict[str, np.ndarray]:
     """Checks the fields of a dataset and converts them to float32.
 
@@ -66,6 +75,7 @@ def check_fields(
       task: gives the expected widths; an `observation_dim` of 0 leaves them unchecked.
       fields: `observations` [N, S] and others by their names in the file: vectors [N, S] or
         [N, A], everything else [N] or [N, 1].
+      bounded: whether actions must lie in [-1, 1].
 
     Returns:
       The fields, float32: vectors [N, ...], the others [N].
@@ -91,7 +101,7 @@ def check_fields(
                 f"{where}: {name} have {value.shape[1]} columns, but {task.name} has "
                 f"{widths[name]}; is this file of another environment?"
             )
-        _check_values(where, name, value)
+        _check_values(where, name, value, bounded)
     return checked
 
 
@@ -108,10 +118,10 @@ def _float32(where: str | Path, name: str, value: np.ndarray) -> np.ndarray:
         return value.astype(np.float32, copy=False)
 
 
-def _check_values(where: str | Path, name: str, value: np.ndarray) -> None:
+def _check_values(where: str | Path, name: str, value: np.ndarray, bounded: bool) -> None:
     if name in _FLAGS:
         good, remedy = (value == 0) | (value == 1), "only 0 and 1 are allowed"
-    elif name == "actions":
+    elif name == "actions" and bounded:
         good, remedy = np.abs(value) <= MAX_ACTION, "actions must be finite and lie in [-1, 1]"
     else:
         good, remedy = np.isfinite(value), "remove or repair that row"

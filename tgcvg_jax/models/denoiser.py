@@ -144,8 +144,8 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 def update_ema(ema: PyTree, params: PyTree, step: Array, config: Config) -> PyTree:
     """The average after a gradient step, as ema-pytorch does it.
 
-    It moves in the first of every `ema_every` steps: to a copy up to step `ema_start`, then by a
-    decay of min(ema_decay, 1 - (1 + e)^(-2/3)), e counting the steps since.
+    It moves in the first of every `ema_every` steps: to a copy up to the first one after step
+    `ema_start`, then by a decay of min(ema_decay, 1 - (1 + e)^(-2/3)), e steps after `ema_start`.
 
     Args:
       ema: the average before.
@@ -155,6 +155,8 @@ def update_ema(ema: PyTree, params: PyTree, step: Array, config: Config) -> PyTr
     """
     age = jnp.maximum(step - config.ema_start, 0)
     decay = jnp.minimum(config.ema_decay, 1.0 - (1.0 + jnp.asarray(age, float)) ** (-2.0 / 3.0))
+    last_copy = (config.ema_start // config.ema_every + 1) * config.ema_every
+    decay = jnp.where(step <= last_copy, 0.0, decay)
     decay = jnp.where(step % config.ema_every == 0, decay, 1.0)
     return jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, ema, params)
 

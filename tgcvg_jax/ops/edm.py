@@ -113,7 +113,7 @@ def first_step(config: Sampler, noise_level: float) -> int:
     """
     if not 0.0 < noise_level <= 1.0:
         raise UserError(f"noise_level={noise_level}: must be above 0 and at most 1")
-    return int(config.num_steps * (1.0 - noise_level))
+    return min(int(config.num_steps * (1.0 - noise_level)), config.num_steps - 1)
 
 
 def sample(

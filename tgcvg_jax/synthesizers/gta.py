@@ -50,6 +50,7 @@ class Config:
     bin_smoothing: float = 1e-3  # u
     bin_temperature: float = 5.0  # q
     success_weight: float = 10.0  # c, of episodes that reach the goal (`success`)
+    clip_actions: bool = True  # to the action box; released: False
     inpaint_reward: bool = False  # hold rewards at the amplified ones of the source
     use_reward_model: bool = False  # rewards from a regression on the data, not from the denoiser
     reward_model: reward_model.Config = reward_model.Config()
@@ -92,7 +93,10 @@ def for_task(task: Task, preset: str = "paper") -> Config:
         changes |= {"noise_level": 0.25, "amplification": 1.1}
     if task.domain in tasks.MAZES:
         changes |= {"denoiser": {"terminal_penalty": 0.0}}
-        changes |= {"noise_level": 0.1} if task.domain == "antmaze" else {"reweighting": "success"}
+        if task.domain == "antmaze":
+            changes |= {"noise_level": 0.1}
+        elif not task.family.endswith("-dense"):  # where every return is above 0
+            changes |= {"reweighting": "success"}
     return replace_nested(replace_nested(Config(), changes), PRESETS[preset])
 
 
@@ -134,6 +138,7 @@ class Data:
       windows: the dataset as the denoiser sees it.
       groups: None where all windows are alike; they are then drawn without replacement.
       highest: the largest condition of all windows.
+      reward: [M], as in the data.
       discount: [M].
       timestep: [M].
       return_to_go: [M].
@@ -142,6 +147,7 @@ class Data:
     windows: window_denoiser.Windows
     groups: Groups | None
     highest: Array
+    reward: Array
     discount: Array
     timestep: Array
     return_to_go: Array
@@ -235,6 +241,7 @@ def make(task: Task, config: Config) -> Synthesizer:
             windows=data,
             groups=make_groups(dataset, data, config),
             highest=jnp.max(data.condition[data.starts]),
+            reward=dataset.transition.reward,
             discount=dataset.transition.discount,
             timestep=dataset.timestep,
             return_to_go=dataset.return_to_go,
@@ -267,13 +274,17 @@ def make(task: Task, config: Config) -> Synthesizer:
             kept = jax.random.bernoulli(jax.random.fold_in(keys[1], i), 1.0 - dropout, shape)
             return kept.astype(source.dtype)
 
-        mean, std = normalizer.mean[-1], normalizer.std[-1]
-        wanted = (amplify(source[:, :-1, -1] * std + mean, config.amplification) - mean) / std
+        # The penalty of a terminal, where the rewards hold it, is not amplified.
+        reward = windows.take_windows(data.reward, starts, horizon)
+        change = amplify(reward, config.amplification) - reward
+        wanted = source[:, :-1, -1] + change / normalizer.std[-1]
 
         def hold_reward(x: Array, sigma: Array, i: Array) -> Array:
             noise = normal(keys[2], i)[:, :-1, -1]
             return x.at[:, :-1, -1].set(wanted + sigma * noise)
 
+        if config.inpaint_reward:
+            source = source.at[:, :-1, -1].set(wanted)
         added = levels[first] * jax.random.normal(keys[0], source.shape)
         x = edm.sample(
             denoising.make_denoiser(network, states["denoiser"], config.denoiser),
@@ -288,6 +299,8 @@ def make(task: Task, config: Config) -> Synthesizer:
             constrain=hold_reward if config.inpaint_reward else None,
         )
         transition = window_denoiser.to_transitions(x, normalizer, task)
+        if config.clip_actions:
+            transition = transition._replace(action=jnp.clip(transition.action, -1.0, 1.0))
         if config.use_reward_model:
             reward = reward_model.predict(states["reward_model"], transition, config.reward_model)
             transition = transition._replace(reward=reward)

@@ -25,6 +25,7 @@ class Config:
 
     denoiser: transition_denoiser.Config = transition_denoiser.Config()
     sampler: edm.Sampler = edm.Sampler()
+    clip_actions: bool = True  # to the action box; released: False
     terminal_threshold: float = 0.5  # of the generated terminal
     batch_size: int = 100_000  # transitions in one compiled sampling
 
@@ -71,6 +72,8 @@ def make(task: Task, config: Config) -> Synthesizer:
         )
         rows = state.normalizer.inverse(x)[:, None]  # segments of one transition
         transition = transition_denoiser.unpack(rows, task, config.terminal_threshold)
+        if config.clip_actions:
+            transition = transition._replace(action=jnp.clip(transition.action, -1.0, 1.0))
         return Trajectories(
             transition=transition,
             timestep=jnp.zeros(rows.shape[:2], jnp.int32),  # not known
