@@ -18,6 +18,14 @@ from tgcvg_jax.types import UserError
 BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
+@pytest.fixture(autouse=True)
+def sigint():
+    """As in a terminal: a shell starts background jobs, such as tests, with SIGINT ignored."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
 def send(number):
     os.kill(os.getpid(), number)
 

@@ -69,15 +69,6 @@ def test_the_layout_is_the_module_s(z, config, network, start):
     )
 
 
-def test_network(x64, z, network, start):
-    x, level, condition = (jnp.asarray(z[f"in/{k}"]) for k in ("net_x", "net_noise_level", "cond"))
-    variables = {"params": start.params, "constants": start.constants}
-    run = jax.jit(lambda *a: network.apply(variables, x, level[:, 0], *a))
-    golden.assert_close(run(condition, jnp.ones(len(x))), z["out/net_cond"])
-    golden.assert_close(run(condition, jnp.zeros(len(x))), z["out/net_uncond"])
-    golden.assert_close(run(None, None), z["out/net_uncond"])
-
-
 def test_denoiser(x64, z, config, network, start):
     d = jax.jit(denoiser.make_denoiser(network, start, config))
     x, sigma = jnp.asarray(z["in/denoise_x"]), jnp.asarray(z["in/denoise_sigma"])
@@ -86,8 +77,9 @@ def test_denoiser(x64, z, config, network, start):
         golden.assert_close(d(x, sigma, condition, keep), z[f"out/denoised_{name}"])
 
 
-@pytest.mark.parametrize("run", ["full", "partial", "light"])
+@pytest.mark.parametrize("run", ["full", pytest.param("partial", marks=pytest.mark.slow), "light"])
 def test_samples(x64, z, config, network, start, run):
+    """Guided from noise, with the released dropout; guided and (light) unguided from data."""
     sampler = edm.Sampler(num_steps=int(z["hp/num_sample_steps"]))
     noise_level = float(z[f"hp/{run}/noise_level"])
     first = edm.first_step(sampler, noise_level)
@@ -119,21 +111,19 @@ def test_updates(x64, z, config, network, start):
 
     @jax.jit
     def step(state, batch, noise):
-        grads, info = jax.grad(denoiser.loss, has_aux=True)(
-            state.params, state.constants, batch, noise, network, config, settings["weight"]
-        )
-        state, more = denoiser.apply_update(state, batch, noise, **settings)
-        return state, grads, info | more
+        return denoiser.apply_update(state, batch, noise, **settings)
 
     state = start
     for u in range(2):
         x = start.normalizer(jnp.asarray(z["in/train_windows"][u]))
         batch = denoiser.Batch(x, jnp.asarray(z["in/train_cond"][u]))
         draws = (z["noise/train_sigma"], z["noise/train"], z["noise/train_cond_mask"][..., 0])
-        state, grads, info = step(state, batch, denoiser.Noise(*(jnp.asarray(d[u]) for d in draws)))
+        state, info = step(state, batch, denoiser.Noise(*(jnp.asarray(d[u]) for d in draws)))
         for name in ("loss", "sigma", "noised", "denoised", "grad_norm"):
             golden.assert_close(info[name], z[f"out/train/{name}"][u])
-        if u == 0:
+        if u == 0:  # Adam's first moment is a tenth of the clipped gradient
+            factor = min(config.max_grad_norm / (float(info["grad_norm"]) + 1e-6), 1.0)
+            grads = jax.tree.map(lambda m, f=factor: m / 0.1 / f, state.opt_state[0].mu)
             golden.assert_close(grads, mixer_unet(golden.select(g, "out/grad")))
     # The file has the parameters of at most 192 elements: the rest stays as it was.
     merged = golden.select(z, "init") | golden.select(g, "out/params")

@@ -1,0 +1,37 @@
+"""The other synthesizers through the apps: make data, train on it."""
+
+import h5py
+import numpy as np
+import pytest
+from test_apps import ENV, run
+
+SETTINGS = {
+    "s4rl": ["--set=segment_length=50"],
+    "synther": [
+        "--set=denoiser.num_steps=20", "--set=denoiser.width=16", "--set=denoiser.num_layers=1",
+        "--set=sampler.num_steps=4", "--set=batch_size=500",
+    ],
+    "gta": [
+        "--set=denoiser.num_steps=4", "--set=denoiser.batch_size=4", "--set=denoiser.base_dim=2",
+        "--set=denoiser.dim_mults=1", "--set=denoiser.horizon=7", "--set=denoiser.num_heads=1",
+        "--set=sampler.num_steps=4", "--set=batch_size=50",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_make_and_train(tmp_path, name):
+    """However badly a denoiser is trained, learners can read what it makes."""
+    arguments = (f"--env={ENV}", "--preset=quick", f"--synthesizer={name}")
+    made = run("synthesize", *arguments, *SETTINGS[name], "--num_transitions=1000", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "reward in the simulator" in made.stdout and "error of the step" in made.stdout
+    with h5py.File(tmp_path / "runs" / ENV / name / "synthetic.hdf5") as file:
+        assert len(file["rewards"]) == 1000
+        assert np.abs(file["actions"][:]).max() <= 1.0
+    trained = run(
+        "train_offline", *arguments, "--learner=bc", "--num_steps=4", "--num_seeds=1",
+        "--episodes=1", "--set=learner.hidden_dims=8", "--num_evaluations=1", cwd=tmp_path,
+    )  # fmt: skip
+    assert trained.returncode == 0 and "warning" not in trained.stderr, trained.stderr
+    assert f"with 1,000 synthetic transitions from runs/{ENV}/{name}/" in trained.stdout
