@@ -154,6 +154,18 @@ def untrained():
     return make
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class ToyState:
+    weight: jax.Array
+    best_weight: jax.Array
+    best_error: jax.Array
+    validations: jax.Array
+    finished: jax.Array
+    key: jax.Array
+    step: jax.Array
+
+
 class Toy:
     """A learner that costs nothing: counts steps, and reports what it is told to.
 
@@ -162,21 +174,10 @@ class Toy:
     """
 
     def __init__(self, metric=lambda t: 1.0 * t, steps_per_update=1, errors=None, epoch=4):
-        @jax.tree_util.register_dataclass
-        @dataclasses.dataclass
-        class State:
-            weight: jax.Array
-            best_weight: jax.Array
-            best_error: jax.Array
-            validations: jax.Array
-            finished: jax.Array
-            key: jax.Array
-            step: jax.Array
-
         def init(key, data):
             zero = jnp.zeros(())
             none = jnp.zeros((), jnp.int32)
-            return State(zero, zero, jnp.full((), jnp.inf), none, jnp.zeros((), bool), key, none)
+            return ToyState(zero, zero, jnp.full((), jnp.inf), none, jnp.zeros((), bool), key, none)
 
         def update(state, batch):
             noise = jax.random.normal(jax.random.fold_in(state.key, state.step))

@@ -114,7 +114,7 @@ def test_sigterm_saves_and_iql_keeps_its_length(tmp_path):
     result = run("train_offline", *command, "--num_steps=20000000", cwd=tmp_path)
     assert result.returncode == 2
     assert "another --name or --workdir" in result.stderr
-    assert "(iql's learning rate depends on num_steps)" in result.stderr
+    assert "its learning rate depends on num_steps" in result.stderr
 
 
 @pytest.mark.parametrize(
