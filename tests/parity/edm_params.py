@@ -1,6 +1,10 @@
-"""Golden parameters of the denoisers in this library's layout."""
+"""Golden parameters of the denoisers in this library's layout, and states made of them."""
 
 import golden
+import jax
+import jax.numpy as jnp
+
+from tgcvg_jax.models import denoiser
 
 
 def _noise_embedding(p):
@@ -22,13 +26,6 @@ def residual_mlp(p):
         "head": golden.linear(p, "residual_mlp/final_linear"),
         **blocks,
     }
-
-
-def residual_mlp_variables(arrays):
-    """What the module's `init` would return."""
-    p = golden.select(arrays, "init")
-    frequencies = {"frequencies": p["time_mlp/0/weights"]}
-    return {"params": residual_mlp(p), "constants": {"noise_embedding": frequencies}}
 
 
 def _columns_first(vector, channels):
@@ -97,8 +94,29 @@ def mixer_unet(p, stages=4):
     return params
 
 
-def mixer_unet_variables(arrays):
-    """What the module's `init` would return."""
-    p = golden.select(arrays, "init")
-    frequencies = {"frequencies": p["time_mlp/0/weights"]}
-    return {"params": mixer_unet(p), "constants": {"noise_embedding": frequencies}}
+def training_settings(z):
+    """The fields that all denoisers' configs share."""
+    assert float(z["hp/weight_decay"]) == 0.0
+    names = {
+        "learning_rate": "lr", "beta_2": "adam_beta2", "max_grad_norm": "clip_grad_norm",
+        "sigma_data": "sigma_data", "p_mean": "P_mean", "p_std": "P_std",
+    }  # fmt: skip
+    settings = {ours: float(z[f"hp/{theirs}"]) for ours, theirs in names.items()}
+    # The golden learning rate does not fall.
+    return settings | {"num_steps": 10**9, "num_periods": 1}
+
+
+def initial_state(z, convert, config, normalizer):
+    """The state before training; `convert` is one of the functions above."""
+    p = golden.select(z, "init")
+    params = jax.tree.map(jnp.asarray, convert(p))
+    frequencies = jnp.asarray(p["time_mlp/0/weights"])
+    return denoiser.State(
+        params=params,
+        ema=params,
+        constants={"noise_embedding": {"frequencies": frequencies}},
+        opt_state=denoiser.optimizer(config).init(params),
+        normalizer=normalizer,
+        key=jax.random.key(0),
+        step=jnp.zeros((), jnp.int32),
+    )

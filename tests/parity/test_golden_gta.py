@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from edm_params import mixer_unet, mixer_unet_variables
+from edm_params import initial_state, mixer_unet, training_settings
 
 from tgcvg_jax.data.normalize import fit_normalizer
 from tgcvg_jax.models import denoiser, window_denoiser
@@ -20,16 +20,8 @@ def z():
 
 @pytest.fixture(scope="module")
 def config(z):
-    assert float(z["hp/weight_decay"]) == 0.0
     return window_denoiser.Config(
-        num_steps=10**9,  # the golden learning rate does not fall
-        num_periods=1,
-        learning_rate=float(z["hp/lr"]),
-        beta_2=float(z["hp/adam_beta2"]),
-        max_grad_norm=float(z["hp/clip_grad_norm"]),
-        sigma_data=float(z["hp/sigma_data"]),
-        p_mean=float(z["hp/P_mean"]),
-        p_std=float(z["hp/P_std"]),
+        **training_settings(z),
         horizon=int(z["hp/num_rows"]) - 1,
         base_dim=int(z["hp/base_dim"]),
         dim_mults=tuple(int(m) for m in z["hp/dim_mults"]),
@@ -42,17 +34,8 @@ def config(z):
 @pytest.fixture(scope="module")
 def start(z, config):
     with jax.enable_x64(True):
-        variables = jax.tree.map(jnp.asarray, mixer_unet_variables(z))
-        params = variables["params"]
-        return denoiser.State(
-            params=params,
-            ema=params,
-            constants=variables["constants"],
-            opt_state=denoiser.optimizer(config).init(params),
-            normalizer=fit_normalizer(jnp.asarray(z["in/normalizer_data"]), eps=1e-5, ddof=1),
-            key=jax.random.key(0),
-            step=jnp.zeros((), jnp.int32),
-        )
+        normalizer = fit_normalizer(jnp.asarray(z["in/normalizer_data"]), eps=1e-5, ddof=1)
+        return initial_state(z, mixer_unet, config, normalizer)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from edm_params import residual_mlp, residual_mlp_variables
+from edm_params import initial_state, residual_mlp, training_settings
 
 from tgcvg_jax.data.dataset import make_dataset
 from tgcvg_jax.models import denoiser, transition_denoiser
@@ -25,16 +25,8 @@ def task(z):
 
 @pytest.fixture(scope="module")
 def config(z):
-    assert float(z["hp/weight_decay"]) == 0.0
     return transition_denoiser.Config(
-        num_steps=10**9,  # the golden learning rate does not fall
-        num_periods=1,
-        learning_rate=float(z["hp/lr"]),
-        beta_2=float(z["hp/adam_beta2"]),
-        max_grad_norm=float(z["hp/clip_grad_norm"]),
-        sigma_data=float(z["hp/sigma_data"]),
-        p_mean=float(z["hp/P_mean"]),
-        p_std=float(z["hp/P_std"]),
+        **training_settings(z),
         width=int(z["hp/width"]),
         num_layers=int(z["hp/num_layers"]),
         embedding_dim=int(z["hp/embed_dim"]),
@@ -51,17 +43,7 @@ def start(z, config, task):
         dataset = make_dataset(task, transition, np.zeros(len(rows), bool))
         dataset = dataset.replace(transition=transition)
         data = transition_denoiser.make(task, config).prepare(dataset)
-        variables = residual_mlp_variables(z)
-        params = jax.tree.map(jnp.asarray, variables["params"])
-        return denoiser.State(
-            params=params,
-            ema=params,
-            constants=jax.tree.map(jnp.asarray, variables["constants"]),
-            opt_state=denoiser.optimizer(config).init(params),
-            normalizer=data.normalizer,
-            key=jax.random.key(0),
-            step=jnp.zeros((), jnp.int32),
-        )
+        return initial_state(z, residual_mlp, config, data.normalizer)
 
 
 def test_normalizer(x64, z, start):
