@@ -14,7 +14,7 @@ from tgcvg_jax.synthesizers import SYNTHESIZERS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("synthesizer", "gta", [n for n in sorted(SYNTHESIZERS) if "denoiser" in
-                  SYNTHESIZERS[n].MODEL_KINDS], "Whose.")  # fmt: skip
+                  SYNTHESIZERS[n].MODEL_KINDS], "Whose denoiser.")  # fmt: skip
 _stages.define_variant()
 
 if __name__ == "__main__":
