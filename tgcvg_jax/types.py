@@ -168,12 +168,16 @@ class Policy(NamedTuple):
       act: (state, carry, observation [B, S], previous_reward [B], key, deterministic) ->
         (action [B, A], carry). `deterministic` is a Python bool. Observations are raw: whatever
         normalisation the policy needs lives in its state.
-      init: (state, batch_size, target_return) -> carry, by default (). `target_return` may be None;
-        policies that are not conditioned on a return ignore it.
+      init: (state, batch_size, target_return) -> carry, by default (). `target_return` may be None,
+        a number or [B]; policies that are not conditioned on a return ignore it.
+      prime: (state, carry, history, mask) -> carry, for policies with a memory: `history` is a
+        Transition [B, T, ...] of the T raw steps before the present one, `mask` [B, T] False where
+        there is none (at the front). None: the policy has no memory, or can't be told.
     """
 
     act: Callable[..., tuple[Array, PyTree]]
     init: Callable[..., PyTree] = _no_carry
+    prime: Callable[..., PyTree] | None = None
 
 
 class Learner(NamedTuple):
@@ -217,12 +221,13 @@ class Synthesizer(NamedTuple):
 
     Attributes:
       models: the learners that `training.fit` trains before anything is generated, by name; the
-        name is also the folder of their checkpoints.
+        name is also the folder of their checkpoints. A model that learns from those before it is a
+        function of their trained states, (states by model name) -> Learner.
       prepare: (dataset) -> data that `generate` takes.
       generate: (states by model name, data, key, chunk) -> Trajectories. Pure, with the key folded
         with the chunk number: a run streams, resumes, and can be extended.
     """
 
-    models: dict[str, Learner]
+    models: dict[str, Learner | Callable[[dict[str, PyTree]], Learner]]
     prepare: Callable[[Dataset], PyTree]
     generate: Callable[[dict[str, PyTree], PyTree, PRNGKey, Array], Trajectories]
