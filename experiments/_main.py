@@ -122,6 +122,19 @@ def require_env() -> None:
         raise UserError("--env is required, for example --env=hopper-medium-mini; see --help")
 
 
+def labelled(base: str) -> str:
+    """A folder's name: `base`, or `<base>-<name>` with --name.
+
+    Raises:
+      UserError: the name can't end a folder's.
+    """
+    if FLAGS.name is None:
+        return base
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", FLAGS.name):
+        raise UserError(f"--name={FLAGS.name}: letters, digits and . _ - only")
+    return f"{base}-{FLAGS.name}"
+
+
 def task_dir(task: Task, *parts: str) -> Path:
     """<workdir>/<env>/..., with `/` in a name as `_`."""
     return Path(FLAGS.workdir).expanduser().joinpath(task.name.replace("/", "_"), *parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -12,20 +12,42 @@ from absl import flags
 from experiments import _main
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, reporting, training
-from tgcvg_jax.checkpoint import EXTENDABLE, Checkpointer
+from tgcvg_jax.checkpoint import EXTENDABLE, Checkpointer, read_metadata
+from tgcvg_jax.data import subsets
 from tgcvg_jax.data.dataset import fingerprint
 from tgcvg_jax.synthesizers import SYNTHESIZERS
-from tgcvg_jax.types import Dataset, Learner, Task
+from tgcvg_jax.types import Dataset, Learner, PyTree, Task, UserError
 
 FLAGS = _main.FLAGS
+# As in `types.Synthesizer.models`.
+Model = Learner | Callable[[dict[str, PyTree]], Learner]
 
 
 def define_variant() -> None:
-    """--variant, for the apps that train or run a synthesizer."""
+    """--variant and --name, for the apps that train or run a synthesizer."""
+    app = sys.argv[0]  # flags of the app, not of this module
     flags.DEFINE_enum(
         "variant", "as_released", ["as_released", "as_paper"],
-        "Which to follow where a paper and its released code differ.",
-        module_name=sys.argv[0],  # a flag of the app, not of this module
+        "Which to follow where a paper and its released code differ.", module_name=app,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "name", None, "Ends the name of the folder, <synthesizer>-<name>, so that this run has one "
+        "of its own, as in --name=k40.", module_name=app,
+    )  # fmt: skip
+
+
+def define_data() -> None:
+    """--subset and --mix, for the apps that train on the dataset."""
+    app = sys.argv[0]
+    flags.DEFINE_string(
+        "subset", "all", "Part of the data by whole episodes: all; random:0.1, a tenth of the "
+        "transitions (random:0.1:3 with another seed than 0 of the choice); or top:0.1, the "
+        "episodes of highest return.", module_name=app,
+    )  # fmt: skip
+    flags.DEFINE_multi_string(
+        "mix", [], "ENV:FRACTION adds data of the same simulator, as in "
+        "--mix=hopper-expert-v2:0.1, a random tenth of it by whole episodes; repeatable. --subset "
+        "does not cut it.", module_name=app,
     )  # fmt: skip
 
 
@@ -42,12 +64,38 @@ def load() -> tuple[Task, Dataset]:
     where = dict(data_dir=FLAGS.data_dir, dataset=FLAGS.dataset)
     task = data.resolve(FLAGS.env, **where)
     dataset = data.load(task, **where, after_goal=FLAGS.after_goal)
+    if "subset" in FLAGS:
+        dataset = subsets.take(dataset, FLAGS.subset)
+        for text in FLAGS.mix:
+            dataset = subsets.mix(dataset, _load_mixed(text))
     returns = data.episode_returns(dataset)
     print(
         f"{task.name}: {dataset.size:,} transitions, {len(returns):,} episodes, "
-        f"return {returns.mean():.1f} ± {returns.std():.1f}"
+        f"return {returns.mean():.1f} ± {returns.std():.1f}{_chosen()}"
     )
     return task, dataset
+
+
+def _load_mixed(text: str) -> Dataset:
+    """What a --mix adds."""
+    name, separator, fraction = text.rpartition(":")
+    if not separator:
+        raise UserError(f"--mix={text}: write ENV:FRACTION, as in --mix=hopper-expert-v2:0.1")
+    added = data.load(name, data_dir=FLAGS.data_dir, after_goal=FLAGS.after_goal)
+    return subsets.take(added, f"random:{fraction}")
+
+
+def _chosen() -> str:
+    """The choice of data in words, if there is one."""
+    settings = data_settings()
+    words = [f"subset {settings['subset']}"] if settings.get("subset", "all") != "all" else []
+    words += [f"with {text}" for text in settings.get("mix", [])]
+    return f" ({', '.join(words)})" if words else ""
+
+
+def data_settings() -> dict[str, Any]:
+    """What config.json says of the choice of data."""
+    return {name: FLAGS[name].value for name in ("subset", "mix") if name in FLAGS}
 
 
 def metadata(kind: str, task: Task, config: Any, dataset: Dataset, seeds: list[int]) -> dict:
@@ -62,12 +110,17 @@ def metadata(kind: str, task: Task, config: Any, dataset: Dataset, seeds: list[i
 
 
 def open_checkpoints(
-    name: str, models: Mapping[str, Learner], task: Task, config: Any, dataset: Dataset
+    name: str,
+    models: Mapping[str, Model],
+    task: Task,
+    config: Any,
+    dataset: Dataset,
+    reused: Mapping[str, str] | None = None,
 ) -> dict[str, Checkpointer]:
     """The checkpoint folders of a synthesizer's models.
 
     All are opened before anything is trained, so that a folder of another configuration is refused
-    at once.
+    at once. Of a model that learns from those before it, theirs count too.
 
     Args:
       name: of the synthesizer.
@@ -75,23 +128,93 @@ def open_checkpoints(
       task: the task.
       config: the synthesizer's config.
       dataset: the original data.
+      reused: model -> label of the run whose model is taken as it is, see `models_from`.
+
+    Raises:
+      UserError: a folder holds another configuration, or a model to be reused is not there.
     """
     kinds = SYNTHESIZERS[name].MODEL_KINDS
-    return {
-        model: Checkpointer(
-            _main.task_dir(task, name, model),
-            metadata(kinds[model], task, getattr(config, model), dataset, [FLAGS.seed]),
-            extendable=extendable(learner),
-        )
-        for model, learner in models.items()
-    }
+    reused = reused or {}
+    opened: dict[str, Checkpointer] = {}
+    for model, learner in models.items():
+        own = getattr(config, model)
+        about = metadata(kinds[model], task, own, dataset, [FLAGS.seed])
+        standard = {"config": defaults(own)}
+        if not isinstance(learner, Learner):
+            before = {m: getattr(config, m) for m in opened if hasattr(config, m)}
+            about["models"] = {m: config_lib.to_dict(c) for m, c in before.items()}
+            standard["models"] = {m: defaults(c) for m, c in before.items()}
+        folder = _main.task_dir(task, reused.get(model) or _main.labelled(name), model)
+        if model in reused and read_metadata(folder, missing_ok=True) is None:
+            raise UserError(f"--models_from: {folder} holds no trained model; train it first")
+        changeable = () if model in reused else extendable(learner)
+        try:
+            opened[model] = Checkpointer(folder, about, changeable, standard)
+        except UserError as e:
+            remedy = "another --name or --workdir"
+            if model in reused:
+                remedy = "the same settings, or another --models_from"
+            raise UserError(str(e).replace("another --workdir", remedy)) from e
+    return opened
 
 
-def extendable(learner: Learner) -> tuple[str, ...]:
+def models_from(texts: Iterable[str], models: Iterable[str]) -> dict[str, str]:
+    """What --models_from means: model -> label.
+
+    Args:
+      texts: LABEL for all models, or MODEL:LABEL for one.
+      models: names of the synthesizer's models.
+
+    Raises:
+      UserError: no such model.
+    """
+    labels = {}
+    for text in texts:
+        model, _, label = text.rpartition(":")
+        if model and model not in models:
+            known = ", ".join(models) or "none"
+            raise UserError(f"--models_from={text}: no model {model!r}; there are {known}")
+        labels |= {model: label} if model else dict.fromkeys(models, label)
+    return labels
+
+
+def defaults(config: Any) -> dict[str, Any]:
+    """The default of each field of a config: what an older checkpoint without it was made with."""
+    return config_lib.to_dict(type(config)())
+
+
+def extendable(learner: Model) -> tuple[str, ...]:
     """Fields of the config that may change between a run and its continuation."""
-    if learner.num_steps is None:
+    if not isinstance(learner, Learner) or learner.num_steps is None:
         return EXTENDABLE
     return tuple(name for name in EXTENDABLE if name != "num_steps")
+
+
+def train_models(
+    models: Mapping[str, Model],
+    config: Any,
+    dataset: Dataset,
+    checkpointers: Mapping[str, Checkpointer],
+) -> dict[str, PyTree]:
+    """Trains models one after another, or picks up where they stopped.
+
+    Args:
+      models: by the field of the config. Those that learn from others come after them.
+      config: the synthesizer's config.
+      dataset: the original data.
+      checkpointers: their folders.
+
+    Returns:
+      Their states, one seed.
+    """
+    states: dict[str, PyTree] = {}
+    for model, learner in models.items():
+        if not isinstance(learner, Learner):
+            learner = learner(states)
+        checkpointer = checkpointers[model]
+        result = train_model(model, learner, getattr(config, model), dataset, checkpointer)
+        states[model] = training.select_seed(result.state, 0)
+    return states
 
 
 def train_model(
@@ -138,11 +261,19 @@ def report(label: str, done: int | None, result: training.FitResult) -> None:
 
 
 def train_one(name: str, model: str) -> None:
-    """The whole of an app that trains a single model of a synthesizer."""
+    """The whole of an app that trains a single model of a synthesizer.
+
+    Of a model that learns from those before it, they are trained too.
+    """
     task, dataset = load()
     module = SYNTHESIZERS[name]
     config = synthesizer_config(module, task)
-    learner = module.make(task, config).models[model]
-    checkpointer = open_checkpoints(name, {model: learner}, task, config, dataset)[model]
-    train_model(model, learner, getattr(config, model), dataset, checkpointer)
-    print(f"written to {_main.task_dir(task, name, model)}/")
+    models = module.make(task, config).models
+    if isinstance(models[model], Learner):
+        models = {model: models[model]}
+    else:
+        names = list(models)
+        models = {m: models[m] for m in names[: names.index(model) + 1]}
+    checkpointers = open_checkpoints(name, models, task, config, dataset)
+    train_models(models, config, dataset, checkpointers)
+    print(f"written to {_main.task_dir(task, _main.labelled(name), model)}/")

@@ -11,10 +11,16 @@ mean actions: the generator's own score stands beside every learner trained on i
 model is compared with the simulator: each state of the dataset is set, one step taken, and the two
 next states compared, in standard deviations of the data. GTA's denoiser is asked for the returns of
 windows of the data, and its rewards are compared with theirs.
+
+Scores go to evaluation.json in the checkpoint's folder, where experiments.report finds those of a
+synthesizer's policy.
 """
 
 from __future__ import annotations
 
+import json
+import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +31,7 @@ from experiments import _main
 from tgcvg_jax import data, training
 from tgcvg_jax.envs import oracle
 from tgcvg_jax.evaluation import guidance, loading, rollout
+from tgcvg_jax.files import atomic_path
 from tgcvg_jax.models import MODELS, any_step_dynamics
 from tgcvg_jax.ops import scores
 from tgcvg_jax.types import Dataset, Task, UserError
@@ -68,7 +75,7 @@ def score_policy(trained: loading.Trained) -> None:
         name += f" for {next(target for target in asked if target is not None):.6g}"
     # A synthesizer's policy generates with sampled actions; both are worth knowing.
     modes = {"sampled": False, "mean": True} if kind in MODELS else {"": True}
-    rows = []
+    rows, found = [], {}
     for mode, deterministic in modes.items():
         evaluation = rollout.evaluate(
             trained.learner.policy, trained.state, task,
@@ -77,6 +84,10 @@ def score_policy(trained: loading.Trained) -> None:
         )  # fmt: skip
         score = evaluation.normalized_score
         values = evaluation.return_mean if score is None else score
+        found[mode] = {
+            "return": evaluation.return_mean.tolist(),
+            "score": None if score is None else score.tolist(),
+        }
         for i, seed in enumerate(seeds):
             rows.append((
                 f"{name} {mode}".strip(), str(seed), f"{evaluation.return_mean[i]:.1f}",
@@ -89,6 +100,34 @@ def score_policy(trained: loading.Trained) -> None:
                 (f"{name} {mode}".strip(), "all", "", "", "", f"{s.mean:.1f} ± {s.std:.1f}")
             )
     print(_main.table(rows, ("policy", "seed", "return", "± episodes", "length", "score")))
+    write_evaluation(trained, found)
+
+
+def write_evaluation(trained: loading.Trained, modes: dict[str, Any]) -> None:
+    """evaluation.json beside the checkpoint; a warning if that folder can't be written.
+
+    Args:
+      trained: what was scored.
+      modes: `sampled`, `mean` or, where there is one way to act, an empty name -> returns and
+        scores of the seeds.
+    """
+    folder = Path(FLAGS.checkpoint).expanduser()
+    folder = folder.parent if folder.name.isdigit() else folder  # as `loading.load` reads it
+    content = {
+        "kind": trained.kind,
+        "env": trained.task.name,
+        "seeds": [int(seed) for seed in trained.seeds],
+        "episodes": FLAGS.episodes or trained.task.eval_episodes,
+        "modes": modes,
+    }
+    path = folder / "evaluation.json"
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as e:
+        warnings.warn(f"{path} can't be written ({e.strerror})", stacklevel=1)
+    else:
+        print(f"written to {path}")
 
 
 def score_dynamics(task: Task, config: any_step_dynamics.Config, states: Any) -> None:

@@ -5,7 +5,8 @@
 
 Trains the synthesizer's models, or reuses them if they are there, then generates exactly
 --num_transitions. Run it again to resume after a kill, or with a larger --num_transitions to go on
-from where the file ends. Writes to <workdir>/<env>/<synthesizer>/:
+from where the file ends. Writes to <workdir>/<env>/<synthesizer>/, or .../<synthesizer>-<name>/
+with --name, by which runs with other settings stand side by side:
 
     synthetic.hdf5      the synthetic transitions, D4RL format
     policy/, dynamics/  checkpoints and metrics.csv of each model (gta, synther: denoiser/)
@@ -17,6 +18,7 @@ from where the file ends. Writes to <workdir>/<env>/<synthesizer>/:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,19 +30,44 @@ from tgcvg_jax import plotting, reporting, training
 from tgcvg_jax.data.dataset import fingerprint
 from tgcvg_jax.data.synthetic import SyntheticStore, read_sample
 from tgcvg_jax.envs import oracle
+from tgcvg_jax.evaluation import loading
 from tgcvg_jax.synthesizers import SYNTHESIZERS, pipeline
-from tgcvg_jax.types import Dataset, Task, Transition, UserError
+from tgcvg_jax.types import Dataset, Learner, Policy, PyTree, Task, Transition, UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("synthesizer", "tgcvg", sorted(SYNTHESIZERS), "What generates.")
 flags.DEFINE_integer("num_transitions", None, "How many to generate. Without it: 5,000,000 (s4rl "
                      "1,000,000), or 50,000 with --preset=quick.")  # fmt: skip
+flags.DEFINE_multi_string(
+    "models_from", [], "Takes the trained models of another run of this env as they are: its "
+    "folder's name (tgcvg), or for one model MODEL:NAME (dynamics:tgcvg), repeatable. Their "
+    "settings and data must be the same.",
+)  # fmt: skip
+flags.DEFINE_string("generator", None, "tgcvg: folder of a trained learner whose policy is rolled "
+                    "out in place of Transformer-CQL, such as runs/E/none/iql.")  # fmt: skip
+flags.DEFINE_integer("generator_seed", None, "Which of its seeds. Without it: the first.")
 _stages.define_variant()
+_stages.define_data()
+
+
+class Generator(NamedTuple):
+    """A policy to roll out, and what tells it from others.
+
+    Attributes:
+      policy: how it acts.
+      state: trained, one seed.
+      identity: JSON-ready: where it is, what it is, its seed, step, settings and data.
+    """
+
+    policy: Policy
+    state: PyTree
+    identity: dict[str, Any]
 
 
 def main() -> None:
     """Loads, trains, generates, summarises."""
     name = FLAGS.synthesizer
+    label = _main.labelled(name)
     module = SYNTHESIZERS[name]
     num_transitions = FLAGS.num_transitions
     if num_transitions is None:
@@ -49,14 +76,22 @@ def main() -> None:
         raise UserError(f"--num_transitions={num_transitions}: must be at least 1")
     task, dataset = _stages.load()
     config = _stages.synthesizer_config(module, task)
-    synthesizer = module.make(task, config)
+    generator = load_generator(task) if FLAGS.generator else None
+    if generator is None:
+        synthesizer = module.make(task, config)
+    else:
+        synthesizer = module.make(task, config, generator.policy)
     # Before hours of training: refuse data without fitting windows, and what is there of another
     # configuration.
     synthesizer.prepare(dataset)
     for learner in synthesizer.models.values():
-        learner.prepare(dataset)
-    checkpointers = _stages.open_checkpoints(name, synthesizer.models, task, config, dataset)
-    directory = _main.task_dir(task, name)
+        if isinstance(learner, Learner):  # else it is not known before those it learns from
+            learner.prepare(dataset)
+    reused = _stages.models_from(FLAGS.models_from, synthesizer.models)
+    checkpointers = _stages.open_checkpoints(
+        name, synthesizer.models, task, config, dataset, reused
+    )
+    directory = _main.task_dir(task, label)
     identity = {
         "synthesizer": name,
         "env": task.name,
@@ -64,19 +99,20 @@ def main() -> None:
         "seed": FLAGS.seed,
         "config": config_lib.to_dict(config),
     }
-    store = SyntheticStore(directory / "synthetic.hdf5", identity)
+    if generator is not None:
+        identity["generator"] = generator.identity
+    store = open_store(directory, identity, config)
     store.is_finished(num_transitions)
 
-    states = {}
-    for model, learner in synthesizer.models.items():
-        result = _stages.train_model(
-            model, learner, getattr(config, model), dataset, checkpointers[model]
-        )
-        states[model] = training.select_seed(result.state, 0)
+    states = _stages.train_models(synthesizer.models, config, dataset, checkpointers)
+    if generator is not None:
+        states["policy"] = generator.state
     settings = {
         **identity,
         "environment": task.environment,
         "num_transitions": num_transitions,
+        "models_from": reused,
+        **_stages.data_settings(),
     }
     result = pipeline.stream(
         synthesizer,
@@ -98,9 +134,49 @@ def main() -> None:
     else:
         print(f"generated already: {num_transitions:,} transitions")
     _main.write_config(directory, settings)
-    logs = {model: directory / model / "metrics.csv" for model in synthesizer.models}
+    logs = {model: keeper.directory / "metrics.csv" for model, keeper in checkpointers.items()}
     reporting.join_logs(directory / "metrics.csv", logs)
     _summarise(task, dataset, store.path, logs)
+
+
+def load_generator(task: Task) -> Generator:
+    """The policy of --generator.
+
+    Raises:
+      UserError: it has none, or is of another environment; or the synthesizer takes none.
+    """
+    if FLAGS.synthesizer != "tgcvg":
+        raise UserError("--generator is for --synthesizer=tgcvg; no other rolls a policy out")
+    trained = loading.load(FLAGS.generator)
+    if trained.learner.policy is None:
+        raise UserError(f"{FLAGS.generator}: a {trained.kind} has no policy to roll out")
+    if trained.task.environment != task.environment:
+        raise UserError(
+            f"{FLAGS.generator}: acts in {trained.task.environment}, {task.name} is in "
+            f"{task.environment}"
+        )
+    seed = trained.seeds[0] if FLAGS.generator_seed is None else FLAGS.generator_seed
+    if seed not in trained.seeds:
+        raise UserError(f"--generator_seed={seed}: {FLAGS.generator} has {trained.seeds}")
+    state = training.select_seed(trained.state, trained.seeds.index(seed))
+    identity = {
+        "folder": str(FLAGS.generator),
+        "kind": trained.kind,
+        "seed": seed,
+        "step": int(state.step),
+        "config": config_lib.to_dict(trained.config),
+    }
+    return Generator(trained.learner.policy, state, identity)
+
+
+def open_store(directory: Path, identity: dict[str, Any], config: Any) -> SyntheticStore:
+    """The synthetic file of the run; of one that is refused the message says what helps here."""
+    try:
+        path, standard = directory / "synthetic.hdf5", {"config": _stages.defaults(config)}
+        return SyntheticStore(path, identity, standard)
+    except UserError as e:
+        remedy = "another --name or --workdir"
+        raise UserError(str(e).replace("another --workdir", remedy)) from e
 
 
 def _summarise(task: Task, dataset: Dataset, path: Path, logs: dict[str, Path]) -> None:

@@ -16,6 +16,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum("synthesizer", "gta", [n for n in sorted(SYNTHESIZERS) if "denoiser" in
                   SYNTHESIZERS[n].MODEL_KINDS], "Whose denoiser.")  # fmt: skip
 _stages.define_variant()
+_stages.define_data()
 
 if __name__ == "__main__":
     _main.run(lambda: _stages.train_one(FLAGS.synthesizer, "denoiser"))

@@ -10,6 +10,7 @@ again to resume. Fields for --set start with `dynamics.`, as in --set dynamics.h
 from experiments import _main, _stages
 
 _stages.define_variant()
+_stages.define_data()
 
 if __name__ == "__main__":
     _main.run(lambda: _stages.train_one("tgcvg", "dynamics"))

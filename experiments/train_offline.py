@@ -18,6 +18,7 @@ again to resume. Writes to <workdir>/<env>/<synthesizer>/<learner>/, or .../<lea
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 import shlex
 from pathlib import Path
@@ -43,10 +44,14 @@ flags.DEFINE_enum("learner", "td3_bc", sorted(LEARNERS), "What to train.")
 flags.DEFINE_enum("hyperparameters", "tgcvg", HYPERPARAMETERS, "Whose settings: tgcvg's "
                   "released copies of an older CORL, corl's own with its per-task overrides, or "
                   "gta's.")  # fmt: skip
-flags.DEFINE_enum("synthesizer", "none", ["none", *sorted(SYNTHESIZERS)],
-                  "Whose synthetic data to add; none: the original data alone.")  # fmt: skip
+flags.DEFINE_string("synthesizer", "none", "Whose synthetic data to add: one of "
+                    f"{', '.join(sorted(SYNTHESIZERS))}, with the name of its run if it has one "
+                    "(tgcvg-k40); none: the original data alone.")  # fmt: skip
 flags.DEFINE_string("synthetic", None, "The synthetic file. Without it: <workdir>/<env>/"
                     "<synthesizer>/synthetic.hdf5.")  # fmt: skip
+flags.DEFINE_integer("num_synthetic", None, "Only the first so many synthetic transitions. (Their "
+                     "share of a batch: --set learner.replay.original_share.)",
+                     lower_bound=1)  # fmt: skip
 flags.DEFINE_float("state_noise", None, "S4RL on the fly: standard deviation of the noise on the "
                    "states of every batch, in the learner's units (GTA's baseline: 0.0003).",
                    lower_bound=0.0)  # fmt: skip
@@ -61,6 +66,9 @@ flags.DEFINE_integer("num_evaluations", 10, "Evaluations in the course of traini
                      "last one is at its end.", lower_bound=1)  # fmt: skip
 
 
+_stages.define_data()
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What --set reaches."""
@@ -70,27 +78,27 @@ class Settings:
 
 def main() -> None:
     """Loads, fuses, trains, scores."""
-    if FLAGS.synthetic and FLAGS.synthesizer == "none":
-        raise UserError("--synthetic needs --synthesizer, which names where the data comes from")
-    if FLAGS.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", FLAGS.name):
-        raise UserError(f"--name={FLAGS.name}: letters, digits and . _ - only")
+    label = _main.labelled(FLAGS.learner)
+    base = synthesizer_of(FLAGS.synthesizer)
+    for name in ("synthetic", "num_synthetic"):
+        if FLAGS[name].value is not None and base == "none":
+            raise UserError(f"--{name} needs --synthesizer, which names where the data comes from")
     task, dataset = _stages.load()
     module = LEARNERS[FLAGS.learner]
     config = make_config(task, module)
     path = None
-    if FLAGS.synthesizer != "none":
+    if base != "none":
         dataset, path = fuse(task, dataset)
 
     learner = module.make(task, config)
     learner.prepare(dataset)  # refuses what it can't learn from before anything is written
     seeds = list(range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds))
-    label = FLAGS.learner if FLAGS.name is None else f"{FLAGS.learner}-{FLAGS.name}"
     directory = _main.task_dir(task, FLAGS.synthesizer, label)
     metadata = _stages.metadata(FLAGS.learner, task, config, dataset, seeds)
     if FLAGS.state_noise is not None:
         learner = s4rl.perturb(learner, FLAGS.state_noise)
         metadata["state_noise"] = FLAGS.state_noise
-    checkpointer = open_checkpoints(directory, metadata, learner)
+    checkpointer = open_checkpoints(directory, metadata, learner, config)
     _main.require_writable(directory)
     settings = {
         "env": task.name,
@@ -100,7 +108,9 @@ def main() -> None:
         "preset": FLAGS.preset,
         "synthesizer": FLAGS.synthesizer,
         "synthetic": path and str(path),
+        "num_synthetic": FLAGS.num_synthetic,
         "state_noise": FLAGS.state_noise,
+        **_stages.data_settings(),
     }
     settings |= {name: metadata[name] for name in ("seeds", "data", "config")}
     _main.write_config(directory, settings)
@@ -167,10 +177,31 @@ def make_config(task: Task, module: ModuleType) -> Any:
     return dataclasses.replace(config, num_steps=FLAGS.num_steps)
 
 
-def open_checkpoints(directory: Path, metadata: dict[str, Any], learner: Learner) -> Checkpointer:
+def synthesizer_of(label: str) -> str:
+    """The synthesizer of a run's folder, `<synthesizer>` or `<synthesizer>-<name>`; `none` is one.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    known = ["none", *SYNTHESIZERS]
+    base = label.partition("-")[0]
+    if base not in known or not re.fullmatch(r"[A-Za-z0-9._-]+", label):
+        close = difflib.get_close_matches(base, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"--synthesizer={label}: {hint}there are {', '.join(known)}, and <one of them>-<name> "
+            "for the runs of synthesize --name"
+        )
+    return base
+
+
+def open_checkpoints(
+    directory: Path, metadata: dict[str, Any], learner: Learner, config: Any
+) -> Checkpointer:
     """The checkpoints of the run; of a folder that is refused the message says what helps here."""
+    standard = {"config": _stages.defaults(config)}
     try:
-        return Checkpointer(directory, metadata, extendable=_stages.extendable(learner))
+        return Checkpointer(directory, metadata, _stages.extendable(learner), standard)
     except UserError as e:
         message = str(e).replace("another --workdir", "another --name or --workdir")
         raise UserError(message) from e
@@ -182,14 +213,21 @@ def fuse(task: Task, dataset: Dataset) -> tuple[Dataset, Path]:
     if FLAGS.synthetic:
         path = Path(FLAGS.synthetic).expanduser()
     if not path.exists():
-        given = [FLAGS[x] for x in ("workdir", "preset", "data_dir", "dataset", "after_goal")]
-        given = [f"--{flag.name}={flag.value}" for flag in given if flag.value != flag.default]
-        given = [f"--env={FLAGS.env}", f"--synthesizer={FLAGS.synthesizer}", *given]
+        base, _, name = FLAGS.synthesizer.partition("-")
+        names = ("workdir", "preset", "data_dir", "dataset", "after_goal", "subset")
+        given = [f"--{x}={FLAGS[x].value}" for x in names if FLAGS[x].value != FLAGS[x].default]
+        given += [f"--mix={text}" for text in FLAGS.mix]
+        named = [f"--name={name}"] if name else []
+        given = [f"--env={FLAGS.env}", f"--synthesizer={base}", *named, *given]
         raise UserError(
             f"{path}: no synthetic data here; make it with python -m experiments.synthesize "
             f"{shlex.join(given)}, or name it with --synthetic"
         )
     added = synthetic.read(path, task)
+    if (count := FLAGS.num_synthetic) is not None:
+        if count > added.size:
+            raise UserError(f"--num_synthetic={count}: {path} holds {added.size:,} transitions")
+        added = data.split(added, count)[0] if count < added.size else added
     fused = data.concatenate([dataset, added])
     share = 100 * added.size / fused.size
     print(f"with {added.size:,} synthetic transitions from {path} ({share:.0f} % of all)")
@@ -210,7 +248,8 @@ def draw_curve(
     unit, column, _ = measured(evaluation)
     log = reporting.read_curves(directory / "metrics.csv", by_seed=True)
     if column in log:
-        data_name = "original data" if FLAGS.synthesizer == "none" else f"with {FLAGS.synthesizer}"
+        original = synthesizer_of(FLAGS.synthesizer) == "none"
+        data_name = "original data" if original else f"with {FLAGS.synthesizer}"
         plotting.learning_curve(
             directory / "learning_curve.png",
             {directory.name: log[column]},

@@ -10,6 +10,7 @@ resume. Fields for --set start with `policy.`, as in --set policy.num_steps=5000
 from experiments import _main, _stages
 
 _stages.define_variant()
+_stages.define_data()
 
 if __name__ == "__main__":
     _main.run(lambda: _stages.train_one("tgcvg", "policy"))

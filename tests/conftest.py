@@ -12,16 +12,19 @@ import pytest
 
 from tgcvg_jax import training
 from tgcvg_jax.data.dataset import make_dataset
-from tgcvg_jax.learners import bc, cql, dt, iql, mcq, rebrac, td3_bc
+from tgcvg_jax.learners import bc, cql, dt, iql, mcq, rebrac, td3_bc, transformer_td3bc
 from tgcvg_jax.models import (
+    admpo_policy,
     any_step_dynamics,
+    ensemble_dynamics,
     reward_model,
+    terminal_classifier,
     transformer_cql,
     transition_denoiser,
     window_denoiser,
 )
 from tgcvg_jax.ops.edm import Sampler
-from tgcvg_jax.synthesizers import gta, s4rl, synther, tgcvg
+from tgcvg_jax.synthesizers import admpo, duplicate, gta, s4rl, synther, tgcvg
 from tgcvg_jax.types import Learner, Task, Transition
 
 S, A = 3, 2
@@ -102,6 +105,14 @@ def configs():
     )
     reward = reward_model.Config(num_steps=12, batch_size=8, hidden_dims=(8,))
     sampler = Sampler(num_steps=6)
+    admpo_sac = admpo_policy.Config(
+        num_steps=12, max_steps=2, rollout_length=3, rollouts_per_step=2, capacity=15,
+        batch_size=8, real_ratio=0.25, hidden_dims=(8,),
+    )  # fmt: skip
+    td3_transformer = transformer_td3bc.Config(
+        num_steps=12, batch_size=8, context_length=3, hidden_dim=8, num_blocks=1,
+        critic_hidden_dims=(8,), ema_start=3, ema_every=2,
+    )  # fmt: skip
     return {
         "td3_bc": td3_bc.Config(num_steps=12, batch_size=8, hidden_dims=(8,)),
         "iql": iql.Config(num_steps=12, batch_size=8, hidden_dims=(8,)),
@@ -118,14 +129,24 @@ def configs():
             num_steps=12, batch_size=8, context_length=4, hidden_dim=8, num_blocks=1,
             warmup_steps=5, episode_length=40,
         ),
+        "transformer_td3bc": td3_transformer,
         "transformer_cql": policy,
         "any_step_dynamics": dynamics,
         "window_denoiser": window,
         "transition_denoiser": transition,
         "reward_model": reward,
+        "terminal_classifier": terminal_classifier.Config(
+            num_steps=12, batch_size=8, hidden_dims=(8,)
+        ),
+        "ensemble_dynamics": ensemble_dynamics.Config(
+            num_members=3, hidden_dims=(8, 8), batch_size=8, epoch_steps=4
+        ),
         "gta": gta.Config(window, sampler, reward_model=reward, batch_size=9),
         "synther": synther.Config(transition, sampler, batch_size=9),
         "s4rl": s4rl.Config(segment_length=8, batch_size=9),
+        "duplicate": duplicate.Config(top_fraction=0.7, segment_length=8, batch_size=5),
+        "admpo_policy": admpo_sac,
+        "admpo": admpo.Config(policy=admpo_sac, dynamics=dynamics, rollout_batch=9),
         "tgcvg": tgcvg.Config(policy=policy, dynamics=dynamics, window_length=9, rollout_batch=7),
     }
 
@@ -147,6 +168,8 @@ def untrained():
     def make(synthesizer, dataset):
         states = {}
         for name, learner in synthesizer.models.items():
+            if callable(learner):
+                learner = learner(states)
             state = training.init(learner, learner.prepare(dataset), (0,))
             states[name] = training.select_seed(state, 0)
         return states

@@ -75,6 +75,17 @@ def test_another_configuration_is_refused(saved):
     assert "widths" not in message and "\n" not in message
 
 
+def test_a_field_that_came_later_counts_as_its_default(saved):
+    wanted = metadata(gain=2.0, inner={"alpha": 1.0, "sizes": (3,)})
+    defaults = {"config": {"gain": 2.0, "rate": 9.0, "inner": {"alpha": 9.0, "sizes": (3,)}}}
+    assert Checkpointer(saved, wanted, defaults=defaults).latest() == 7
+    for other in (metadata(gain=3.0), metadata(inner={"alpha": 1.0, "sizes": (4,)})):
+        with pytest.raises(UserError, match=r"gain: 2\.0 -> 3\.0|sizes: \[3\] -> \[4\]"):
+            Checkpointer(saved, other, defaults=defaults)
+    with pytest.raises(UserError, match=r"gain: None -> 2\.0"):
+        Checkpointer(saved, wanted)
+
+
 @pytest.mark.parametrize("field", checkpoint.EXTENDABLE)
 def test_a_run_may_be_extended(saved, field):
     assert Checkpointer(saved, metadata(**{field: 20})).latest() == 7

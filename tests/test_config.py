@@ -113,6 +113,28 @@ def test_difference():
     assert config_lib.difference(old, old) == []
 
 
+def test_difference_counts_missing_fields_as_defaults():
+    """As in what was written before the fields came."""
+    new = config_lib.to_dict(Outer(limit=7, inner=Inner(rate=2.0)))
+    old = {"inner": {"rate": 2.0, "widths": (8, 8), "mode": "mean"}, "limit": 7, "name": "a"}
+    assert config_lib.difference(old, new) == [
+        "inner.tau: None -> 0.5", "on: None -> True", "steps: None -> 10"
+    ]  # fmt: skip
+    defaults = config_lib.to_dict(Outer())
+    assert config_lib.difference(old, new, defaults=defaults) == []
+    new["inner"]["tau"], new["steps"] = 0.7, 11
+    assert config_lib.difference(old, new, defaults=defaults) == [
+        "inner.tau: 0.5 -> 0.7", "steps: 10 -> 11"
+    ]  # fmt: skip
+    # A whole group, and fields that no longer are.
+    del old["inner"]
+    assert config_lib.difference(old, new, defaults=defaults) == [
+        "inner.rate: 0.5 -> 2.0", "inner.tau: 0.5 -> 0.7", "steps: 10 -> 11"
+    ]  # fmt: skip
+    gone = config_lib.difference({**new, "gone": 1}, new, defaults=defaults)
+    assert gone == ["gone: 1 -> None"]
+
+
 @pytest.mark.parametrize("preset", ["paper", "quick"])
 def test_presets_name_real_fields(preset):
     config = config_lib.replace_nested(tgcvg.Config(), tgcvg.PRESETS[preset])

@@ -9,7 +9,19 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("types", "tasks", "config", "files"),
     ("ops", "networks"),
-    ("data", "envs", "training", "checkpoint", "reporting", "plotting", "interruption"),
+    (
+        "data",
+        "envs",
+        "training",
+        "checkpoint",
+        "reporting",
+        "plotting",
+        "drawing",
+        "score_plots",
+        "quality_plots",
+        "skeletons",
+        "interruption",
+    ),
     ("learners", "models", "evaluation"),
     ("synthesizers", "collection"),
 )

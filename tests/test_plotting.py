@@ -2,9 +2,13 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
-from tgcvg_jax import plotting
+from tgcvg_jax import drawing, plotting
+from tgcvg_jax.ops.scores import bootstrap_interval
 from tgcvg_jax.tasks import TASKS
 from tgcvg_jax.types import Task, Transition
 
@@ -41,7 +45,7 @@ def test_summary(tmp_path):
         assert image.format == "PNG" and image.width == 1400
     assert path.stat().st_size < 400_000
     # The synthetic data's lines, and the first model's curve.
-    assert {plotting.SYNTHETIC_COLOR, plotting.CURVE_COLORS[0]} <= colors(path)
+    assert {drawing.SYNTHETIC_COLOR, drawing.CURVE_COLORS[0]} <= colors(path)
     assert list(tmp_path.iterdir()) == [path]
     assert "matplotlib.pyplot" not in sys.modules
 
@@ -60,7 +64,7 @@ def test_summary_of_odd_data(tmp_path):
 
 def test_subsampling_keeps_rows_together_and_repeats():
     data = transitions(plotting.MAX_ROWS + 10, 2, 1)
-    first, again = plotting._subsample(data), plotting._subsample(data)
+    first, again = drawing.subsample(data), drawing.subsample(data)
     assert len(first.reward) == plotting.MAX_ROWS
     np.testing.assert_array_equal(first.reward, again.reward)
     np.testing.assert_allclose(first.next_observation - first.observation, 0.1, atol=1e-5)
@@ -77,9 +81,114 @@ def test_learning_curve(tmp_path):
     curves = {"plain": CURVES["policy"]["critic_loss"], "augmented": CURVES["td3_bc"]["q"]}
     path = tmp_path / "curve.png"
     plotting.learning_curve(path, curves, "hopper", "normalised score")
-    assert set(plotting.CURVE_COLORS[:2]) <= colors(path)
+    assert set(drawing.CURVE_COLORS[:2]) <= colors(path)
     plotting.learning_curve(path, {"one": ([100], [2.0])}, "hopper", "score")
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def figures(monkeypatch, tmp_path):
+    """The figures that are drawn, instead of files."""
+    found = []
+
+    def keep(figure, path):
+        figure.draw_without_rendering()
+        found.append(figure)
+
+    monkeypatch.setattr(drawing, "save", keep)
+    return found
+
+
+def test_band_is_the_bootstrap_interval(figures):
+    """Of the seeds that are there; one seed has a line and no band."""
+    values = np.random.default_rng(0).normal(size=(4, 5)) * 10
+    values[2, 1:] = np.nan
+    values[3] = np.nan
+    curves = {"many": (np.arange(4), values), "one": (np.arange(4), np.arange(4.0))}
+    plotting.learning_curve("a.png", curves, "hopper", "score")
+    (axis,) = figures[0].axes
+    many, one = axis.lines
+    np.testing.assert_allclose(many.get_ydata()[:2], values[:2].mean(axis=1))
+    assert many.get_ydata()[2] == values[2, 0] and len(many.get_ydata()) == 3
+    (band,) = axis.collections
+    corners = band.get_paths()[0].vertices
+    for t in range(3):
+        found = corners[corners[:, 0] == t, 1]
+        known = values[t][~np.isnan(values[t])]
+        low, high = bootstrap_interval(known, num_resamples=drawing.RESAMPLES)
+        assert found.min() == pytest.approx(low) and found.max() == pytest.approx(high)
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels == ["many (5 seeds)", "one (1 seed)"]
+    assert "95 % bootstrap interval" in figures[0].texts[0].get_text()
+    assert list(one.get_ydata()) == [0, 1, 2, 3]
+
+
+def test_more_methods_than_colors(figures):
+    curves = {f"m{i}": ([0, 1], [0.0, float(i)]) for i in range(9)} | {"none": ([0, 1], [0.0, 1.0])}
+    plotting.learning_curve("a.png", curves, "hopper", "score")
+    lines = figures[0].axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 10
+    assert lines[-1].get_color() == drawing.ORIGINAL_COLOR
+
+
+SCORES = {
+    "hopper / td3_bc": {"none": (40.0, 38.0, 45.0), "tgcvg": (-5.0, -6.0, -1.0)},
+    "hopper / iql": {"none": None, "gta": (0.0, 0.0, 0.0), "tgcvg": (float("nan"), 0.0, 0.0)},
+}
+
+
+def test_score_bars(figures):
+    """A zero is a bar; what is missing is a dash."""
+    plotting.score_bars("a.png", SCORES, "scores", "normalised score")
+    (axis,) = figures[0].axes
+    assert [bar.get_height() for bar in axis.patches] == [40.0, -5.0, 0.0]
+    first, second = (line.get_segments()[0] for line in axis.collections)
+    np.testing.assert_array_equal(first[:, 1], [38, 45])
+    np.testing.assert_array_equal(second[:, 1], [-6, -1])
+    # Columns: none, tgcvg, gta. The first row has no gta, the second none and tgcvg.
+    texts = [text.get_text() for text in axis.texts]
+    assert texts == ["40.0", "-5.0", "—", "—", "—", "0"]
+    legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert legend == ["none", "tgcvg", "gta"]
+    labels = [label.get_text() for label in axis.get_xticklabels()]
+    assert labels == ["hopper\ntd3_bc", "hopper\niql"]
+
+
+def test_long_tables_are_wrapped(figures):
+    cells = {f"method {j}": (float(j), j - 1.0, j + 1.0) for j in range(6)}
+    plotting.score_bars("a.png", {f"task {i}": cells for i in range(12)}, "scores", "score")
+    assert [len(axis.patches) for axis in figures[0].axes] == [24, 24, 24]
+    assert figures[0].get_figwidth() <= 14
+
+
+def test_score_files(tmp_path):
+    plotting.score_bars(tmp_path / "a.png", SCORES, "scores", "score")
+    plotting.score_bars(tmp_path / "b.png", {}, "scores", "score")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_trade_off(figures):
+    """Labels cover neither each other nor the points; what can't be drawn is named."""
+    rng = np.random.default_rng(0)
+    points = {f"method-{i}": tuple(0.5 + 0.04 * rng.normal(size=2)) for i in range(10)}
+    points |= {"original": (0.1, 0.2), "rt": None, "gta": (float("nan"), 1.0), "s4rl": (0.0, 0.3)}
+    plotting.trade_off("a.png", points, "error", "reward", "hopper", log_x=True)
+    (axis,) = figures[0].axes
+    assert len(axis.texts) == 11
+    assert axis.get_xlabel() == "error\nnot measured: rt, gta, s4rl"
+    renderer = FigureCanvasAgg(figures[0]).get_renderer()
+    boxes = [Text.get_window_extent(text, renderer) for text in axis.texts]  # without the lines
+    for i, box in enumerate(boxes):
+        for other in boxes[:i]:
+            overlap = Bbox.intersection(box, other)
+            assert overlap is None or overlap.width * overlap.height < 0.1 * box.width * box.height
+    stars = [c for c in axis.collections if len(c.get_offsets()) and c.get_sizes()[0] > 100]
+    np.testing.assert_allclose(stars[0].get_offsets(), [[0.1, 0.2]])
+
+
+def test_trade_off_of_nothing(tmp_path):
+    plotting.trade_off(tmp_path / "a.png", {"original": None}, "error", "reward", "hopper")
+    assert (tmp_path / "a.png").stat().st_size > 3_000
 
 
 def test_return_histogram(tmp_path):
@@ -87,9 +196,9 @@ def test_return_histogram(tmp_path):
     returns = np.random.default_rng(0).normal(1500, 300, 400)
     plotting.return_histogram(path, task, returns)
     # Both references lie outside, so no line of theirs is drawn.
-    assert plotting.CURVE_COLORS[1] not in colors(path)
+    assert drawing.CURVE_COLORS[1] not in colors(path)
     plotting.return_histogram(path, task, np.append(returns, 3500))
-    assert plotting.CURVE_COLORS[1] in colors(path)
+    assert drawing.CURVE_COLORS[1] in colors(path)
     assert list(tmp_path.iterdir()) == [path]
 
 

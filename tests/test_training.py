@@ -34,14 +34,17 @@ def differs(a, b):
 
 
 @pytest.fixture(scope="module")
-def runs(task, dataset, configs, tmp_path_factory):
+def runs(task, dataset, configs, model_states, tmp_path_factory):
     """For each learner: an uninterrupted run of 12 steps, made on demand, with its trace count."""
     cache = {}
 
     def get(name):
         if name not in cache:
             traces = []
-            learner = MODULES[name].make(task, configs[name])
+            learns_in = ()
+            if name == "admpo_policy":
+                learns_in = (configs["any_step_dynamics"], model_states["dynamics"])
+            learner = MODULES[name].make(task, configs[name], *learns_in)
 
             def update(state, batch, learner=learner):
                 traces.append(1)

@@ -29,8 +29,9 @@ class Checkpointer:
       directory: created at the first save.
       metadata: JSON-ready dict that says what the state is: kind, task, config, seeds. A folder
         whose checkpoints have other metadata is refused, but for the `extendable` fields.
-
       extendable: fields of the config that may differ.
+      defaults: metadata of defaults alone, such as {"config": ...}: what a field counts as that
+        the found metadata lacks, having been written before the field existed.
 
     Raises:
       UserError: the folder holds another configuration's checkpoints, or unreadable ones.
@@ -41,13 +42,14 @@ class Checkpointer:
         directory: str | Path,
         metadata: Mapping[str, Any],
         extendable: Sequence[str] = EXTENDABLE,
+        defaults: Mapping[str, Any] | None = None,
     ):
         self.directory = Path(directory).absolute()
         self.metadata = dict(metadata)
         self._manager: ocp.CheckpointManager | None = None
         if (found := read_metadata(self.directory, missing_ok=True)) is not None:
-            fixed = (_fixed(x, extendable) for x in (found, self.metadata))
-            changed = config_lib.difference(*fixed)
+            fixed = [_fixed(x, extendable) for x in (found, self.metadata, defaults or {})]
+            changed = config_lib.difference(*fixed[:2], defaults=fixed[2])
             if changed:
                 if any(line.startswith("config.num_steps:") for line in changed):
                     changed.append("its learning rate depends on num_steps")

@@ -13,7 +13,8 @@ from tgcvg_jax.types import UserError
 
 UNIT_INTERVAL = (
     "dropout", "holdout_fraction", "discount", "tau", "original_share", "data_weight", "expectile",
-    "top_fraction", "condition_dropout", "ema_decay", "beta_2",
+    "top_fraction", "terminal_share", "min_improvement", "condition_dropout", "ema_decay", "beta_2",
+    "real_ratio",
 )  # fmt: skip
 BELOW_ONE = ("dropout",)
 POSITIVE = ("top_fraction",)
@@ -92,13 +93,29 @@ def replace_nested(config: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **changes)
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines such as `policy.batch_size: 256 -> 64` for all fields in which two dicts differ."""
+def difference(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    prefix: str = "",
+    defaults: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Lines such as `policy.batch_size: 256 -> 64` for all fields in which two dicts differ.
+
+    Args:
+      old: as found, perhaps of a version that had fewer fields.
+      new: as wanted.
+      prefix: before each name.
+      defaults: what a field that `old` lacks counts as: a new field's default is what was done
+        before it came. A field that is here neither counts as None.
+    """
     lines = []
+    defaults = defaults or {}
     for name in sorted({*old, *new}):
-        a, b = old.get(name), new.get(name)
+        default = defaults.get(name)
+        a, b = old.get(name, default), new.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += difference(a, b, f"{prefix}{name}.")
+            below = default if isinstance(default, Mapping) else None
+            lines += difference(a, b, f"{prefix}{name}.", below)
         elif a != b:
             lines.append(f"{prefix}{name}: {a} -> {b}")
     return lines

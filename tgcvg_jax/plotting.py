@@ -10,18 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from tgcvg_jax.files import atomic_path
+from tgcvg_jax import drawing
+from tgcvg_jax.drawing import CURVE_COLORS, MAX_ROWS, ORIGINAL_COLOR, STYLE, SYNTHETIC_COLOR, Curve
+from tgcvg_jax.score_plots import score_bars, trade_off
 from tgcvg_jax.types import Task, Transition
 
-Curve = tuple[np.ndarray, np.ndarray]  # steps [T], values [T] or [T, N]
+__all__ = [
+    "MAX_ROWS",
+    "learning_curve",
+    "return_histogram",
+    "score_bars",
+    "summary",
+    "trade_off",
+]
 
-ORIGINAL_COLOR, SYNTHETIC_COLOR = "#9aa5b1", "#c2410c"
-CURVE_COLORS = ("#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d")
-STYLE = dict(fontsize=8)
-NICE = (1, 2, 2.5, 5, 10)  # tick distances, times a power of ten
-MAX_ROWS = 50_000  # of each dataset; more do not change the picture
 MAX_STATES, MAX_ACTIONS, MAX_CURVES = 17, 12, 24
 COLUMNS = 7
 
@@ -63,7 +66,7 @@ def summary(
       synthetic_size: transitions in all, where `synthetic` is a part of them.
       curves: model name -> metric name -> (steps [T], values [T] or [T, N seeds]).
     """
-    old, new = _subsample(original), _subsample(synthetic)
+    old, new = drawing.subsample(original), drawing.subsample(synthetic)
     panels = [(m, k, c) for m, metrics in (curves or {}).items() for k, c in metrics.items()]
     states = min(old.observation.shape[1], MAX_STATES)
     actions = min(old.action.shape[1], MAX_ACTIONS)
@@ -81,17 +84,17 @@ def summary(
     others = [*new.observation.T[:states], *new.action.T[:actions]]
     labels = _state_labels(task)[:states] + _action_labels(task)[:actions]
     for axis, *column, label in zip(axes, columns, others, labels, strict=True):
-        _histogram(axis, *column, label)
+        drawing.histogram(axis, *column, label)
         axis.set_yticks([])
         axis.spines.left.set_visible(False)
     if panels:
         axes = _grid(parts[3], min(len(panels), MAX_CURVES), rows[1], "Training")
         for axis, (model, metric, curve) in zip(axes, panels, strict=False):
             color = CURVE_COLORS[list(curves).index(model) % len(CURVE_COLORS)]
-            _curve(axis, curve, color)
+            drawing.curve(axis, curve, color)
             axis.set_title(f"{model}: {metric.replace('_', ' ')}", **STYLE)
             axis.set_xlabel("gradient steps", **STYLE)
-    _save(figure, path)
+    drawing.save(figure, path)
 
 
 def learning_curve(
@@ -105,22 +108,34 @@ def learning_curve(
 
     Args:
       path: the PNG. Written whole or not at all.
-      curves: method name -> (steps [T], values [T] or [T, N seeds]). With several seeds the line
-        is their mean and the band one standard deviation to either side.
+      curves: method name -> (steps [T], values [T] or [T, N seeds]), NaN where a seed has no value.
+        With several seeds the line is their mean and the band the 95 % bootstrap interval of the
+        mean, which is too narrow for a handful of seeds (see `ops.scores.bootstrap_interval`).
       title: of the figure.
       ylabel: what the values are, with the unit.
       xlabel: what the steps are.
     """
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
     axis = figure.subplots()
+    seeds = [np.shape(values)[1] if np.ndim(values) == 2 else 1 for _, values in curves.values()]
+    colors = drawing.colors_of(curves)
     for i, (name, curve) in enumerate(curves.items()):
-        _curve(axis, curve, CURVE_COLORS[i % len(CURVE_COLORS)], name, linewidth=1.8)
-    _tidy(axis)
+        same = len(set(seeds)) == 1
+        label = name if same else f"{name} ({seeds[i]} seed{'s' * (seeds[i] > 1)})"
+        style = drawing.LINE_STYLES[i // len(CURVE_COLORS) % len(drawing.LINE_STYLES)]
+        drawing.curve(axis, curve, colors[name], label, 1.8, style, interval=True)
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axis.tick_params(labelsize=9)
     if len(curves) > 1:
         axis.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    if max(seeds, default=1) > 1:
+        whole = all(np.isfinite(np.asarray(v, np.float64)).all() for _, v in curves.values())
+        same = whole and len(set(seeds)) == 1
+        count = f"of {seeds[0]} seeds" if same else "of the seeds with a value"
+        note = f"line: mean {count}; band: 95 % bootstrap interval of it"
+        axis.set_xlabel(f"{xlabel}\n", linespacing=0.9)
+        figure.text(0.99, 0.01, note, ha="right", va="bottom", fontsize=7, color="#52606d")
+    drawing.save(figure, path)
 
 
 def return_histogram(path: str | os.PathLike, task: Task, returns: np.ndarray) -> None:
@@ -142,12 +157,12 @@ def return_histogram(path: str | os.PathLike, task: Task, returns: np.ndarray) -
     counts, edges = np.histogram(values, 61, (low - margin, high + margin))
     axis.stairs(counts, edges, fill=True, color=CURVE_COLORS[0], alpha=0.75)
     axis.set(xlim=(edges[0], edges[-1]), xlabel="return of the episode", ylabel="episodes")
-    _tidy(axis)
+    drawing.tidy(axis)
     axis.tick_params(labelsize=9)
     figure.suptitle(f"{task.name}: returns of {len(values):,} episodes", fontsize=11)
     if task.min_score is not None and task.max_score is not None:
         _references(axis, task.min_score, task.max_score)
-    _save(figure, path)
+    drawing.save(figure, path)
 
 
 def _references(axis: Axes, minimum: float, maximum: float) -> None:
@@ -183,7 +198,7 @@ def _header(part, task: Task, original_size: int, synthetic_size: int) -> None:
 
 def _overview(part, old: Transition, new: Transition) -> None:
     reward, change, projection = part.subplots(1, 3)
-    _histogram(reward, old.reward, new.reward, "reward", "Reward per step", bins=80)
+    drawing.histogram(reward, old.reward, new.reward, "reward", "Reward per step", bins=80)
     reward.set_ylabel("density", **STYLE)
 
     delta = old.next_observation - old.observation
@@ -193,7 +208,7 @@ def _overview(part, old: Transition, new: Transition) -> None:
         for x in (old, new)
     ]
     xlabel = "root mean square over dimensions, in the original's std"
-    _histogram(change, *norms, xlabel, "Change of the state per step", bins=80)
+    drawing.histogram(change, *norms, xlabel, "Change of the state per step", bins=80)
     change.set_ylabel("density", **STYLE)
 
     mean, std = old.observation.mean(axis=0), old.observation.std(axis=0) + 1e-6
@@ -202,7 +217,7 @@ def _overview(part, old: Transition, new: Transition) -> None:
     axes = vectors[:, :-3:-1]  # eigh sorts upwards: the last two, largest first
     share = 100 * variance[::-1][:2] / variance.sum()
     points, others = scaled @ axes, ((new.observation - mean) / std) @ axes
-    ranges = [_range(points[:, i]) for i in range(axes.shape[1])]
+    ranges = [drawing.value_range(points[:, i]) for i in range(axes.shape[1])]
     projection.hist2d(
         *points.T, bins=70, range=ranges, norm="log", cmap="Greys", rasterized=True, zorder=0
     )
@@ -212,7 +227,7 @@ def _overview(part, old: Transition, new: Transition) -> None:
     projection.set_title("States, principal components (grey: original)", **STYLE)
     projection.set_xlabel(f"first ({share[0]:.0f} % of variance)", **STYLE)
     projection.set_ylabel(f"second ({share[1]:.0f} %)", **STYLE)
-    _tidy(projection)
+    drawing.tidy(projection)
 
 
 def _grid(part, count: int, rows: int, title: str) -> list[Axes]:
@@ -221,61 +236,6 @@ def _grid(part, count: int, rows: int, title: str) -> list[Axes]:
     for axis in axes[count:]:
         axis.set_visible(False)
     return list(axes[:count])
-
-
-def _histogram(
-    axis: Axes, old: np.ndarray, new: np.ndarray, xlabel: str, title: str = "", bins: int = 50
-) -> None:
-    low, high = _range(old)
-    edges = np.linspace(low, high, bins + 1)
-    inside = (new >= low) & (new <= high)
-    heights = []
-    for values in (old, new):
-        counts, _ = np.histogram(values, edges)
-        # Of all rows, not of those inside: what is missing from the picture is missing from the
-        # area too.
-        heights.append(counts / max(len(values), 1) / (edges[1] - edges[0]))
-    axis.stairs(heights[0], edges, fill=True, color=ORIGINAL_COLOR, alpha=0.7)
-    axis.stairs(heights[1], edges, color=SYNTHETIC_COLOR, linewidth=1.2)
-    outside = 100 * (1 - inside.mean()) if len(new) else 0.0
-    if outside >= 0.5:
-        note = f"{outside:.1f} % outside"
-        axis.set_title(note, loc="right", fontsize=7, color=SYNTHETIC_COLOR, pad=2)
-    axis.set_xlim(low, high)
-    axis.set_ylim(bottom=0)
-    axis.set_title(title, **STYLE)
-    axis.set_xlabel(xlabel, **STYLE)
-    _tidy(axis)
-
-
-def _curve(
-    axis: Axes, curve: Curve, color: str, label: str | None = None, linewidth: float = 1.2
-) -> None:
-    steps, values = (np.asarray(x, np.float64) for x in curve)
-    if values.ndim == 2:
-        mean, std = values.mean(axis=1), values.std(axis=1)
-        if values.shape[1] > 1:
-            axis.fill_between(steps, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
-        values = mean
-    # A single point draws no line.
-    marker = "o" if len(steps) == 1 else None
-    axis.plot(steps, values, color=color, linewidth=linewidth, marker=marker, label=label)
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _tidy(axis)
-
-
-def _tidy(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=7, length=2)
-    axis.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
-    axis.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
-
-
-def _range(values: np.ndarray) -> tuple[float, float]:
-    """The 0.1 % to 99.9 % quantiles and 10 % of their distance more on either side."""
-    low, high = np.quantile(values, [0.001, 0.999])
-    margin = 0.1 * (high - low) or max(0.5, 0.1 * abs(high))  # a constant needs some width
-    return float(low - margin), float(high + margin)
 
 
 def _state_labels(task: Task) -> list[str]:
@@ -292,21 +252,3 @@ def _action_labels(task: Task) -> list[str]:
     if joints is None:
         return [f"action {i}" for i in range(task.action_dim)]
     return [f"{j} torque (of its limit)" for j in joints]
-
-
-def _subsample(data: Transition) -> Transition:
-    """At most MAX_ROWS rows, the same ones every time, in float64. `discount` is not drawn."""
-    size = len(data.reward)
-    rows = np.arange(size)
-    if size > MAX_ROWS:
-        rows = np.sort(np.random.default_rng(0).choice(size, MAX_ROWS, replace=False))
-    fields = {
-        name: np.asarray(getattr(data, name)[rows], np.float64)
-        for name in ("observation", "action", "reward", "next_observation")
-    }
-    return Transition(discount=np.empty(0), **fields)
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")

@@ -58,6 +58,40 @@ TGCVG_SETTINGS = {
 }
 
 
+class ADMPOSettings(NamedTuple):
+    """Per-task settings of ADMPO's policy, from the released configs.
+
+    Attributes:
+      rollout_length: model steps of a rollout; where the code has no config: 1.
+      penalty: of the disagreement between predictions.
+      real_ratio: share of the dataset in a batch.
+      temperature: alpha, held fixed.
+      actor_learning_rate: of SAC's actor.
+    """
+
+    rollout_length: int = 5
+    penalty: float = 1.0
+    real_ratio: float = 0.05
+    temperature: float = 0.1
+    actor_learning_rate: float = 1e-4
+
+
+ADMPO_SETTINGS = {
+    #                                        steps penalty real alpha
+    "hopper-random": ADMPOSettings(50, 5.0, 0.05, 1.0),
+    "walker2d-random": ADMPOSettings(1, 5.0, 0.05, 0.1),
+    "halfcheetah-medium": ADMPOSettings(5, 2.5, 0.05, 0.1),
+    "halfcheetah-medium-replay": ADMPOSettings(5, 2.5, 0.05, 0.1, actor_learning_rate=7e-5),
+    "halfcheetah-medium-expert": ADMPOSettings(20, 9.16, 0.5, 0.05),
+    "hopper-medium": ADMPOSettings(10, 1.0, 0.05, 0.05),
+    "hopper-medium-replay": ADMPOSettings(5, 0.1, 0.5, 0.05),
+    "hopper-medium-expert": ADMPOSettings(20, 20.0, 0.5, 0.05),
+    "walker2d-medium": ADMPOSettings(10, 5.0, 0.05, 0.01),
+    "walker2d-medium-replay": ADMPOSettings(5, 0.1, 0.5, 0.1),
+    "walker2d-medium-expert": ADMPOSettings(2, 6.0, 0.5, 0.011),
+}
+
+
 class _Robot(NamedTuple):
     name: str
     observation_dim: int
@@ -253,3 +287,8 @@ def tgcvg_settings(task: Task) -> TGCVGSettings:
     # Mazes have short windows whatever the level: models err at walls.
     like = {"antmaze": "antmaze-umaze-diverse"}.get(task.domain, "maze2d-umaze")
     return TGCVG_SETTINGS[like] if task.domain in MAZES else TGCVGSettings()
+
+
+def admpo_settings(task: Task) -> ADMPOSettings:
+    """ADMPO's settings for a task, or the defaults where it has none, as in mazes."""
+    return ADMPO_SETTINGS.get(paper_family(task), ADMPOSettings())

@@ -145,6 +145,19 @@ def test_another_identity_is_refused(once):
         SyntheticStore(once, IDENTITY | {"config": {"window": 8, "sizes": (1, 2)}})
 
 
+def test_a_field_that_came_later_counts_as_its_default(once, tmp_path):
+    """Of a finished file, and of parts."""
+    parts = SyntheticStore(tmp_path / "parts.hdf5", IDENTITY)
+    parts.add(chunk(0))
+    config = {"window": 7, "sizes": (1, 2), "shape": (3, 4)}
+    defaults = {"config": {"window": 9, "shape": (3, 4)}}
+    for path, rows in ((once, 60), (parts.path, 20)):
+        store = SyntheticStore(path, IDENTITY | {"config": config}, defaults)
+        assert store.progress().rows == rows
+        with pytest.raises(UserError, match=r"config\.shape: \[3, 4\] -> \[3, 5\]"):
+            SyntheticStore(path, IDENTITY | {"config": config | {"shape": (3, 5)}}, defaults)
+
+
 def test_a_foreign_file_is_refused(tmp_path):
     path = tmp_path / "synthetic.hdf5"
     with h5py.File(path, "w") as f:

@@ -5,6 +5,7 @@ import pytest
 
 from tgcvg_jax import envs
 from tgcvg_jax.envs import oracle
+from tgcvg_jax.envs.simulation import Simulation
 from tgcvg_jax.tasks import TASKS
 from tgcvg_jax.types import Transition, UserError
 
@@ -188,3 +189,65 @@ def test_check_physics_has_nothing_to_say():
         assert oracle.check_physics(other, wrong) is None
     none = Transition(*(x[:0] for x in rows))
     assert oracle.check_physics(task, none) is None
+
+
+def test_one_step_in_processes():
+    task = TASKS["hopper-medium-v2"]
+    observation, action, *_ = episode(task, 90)
+    observation, action = np.tile(observation, (30, 1)), np.tile(action, (30, 1))  # three pieces
+    counts = {1: [], 2: []}
+    results = [
+        oracle.one_step(task, observation, action, processes=n, advance=counts[n].append)
+        for n in counts
+    ]
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(results[0][2]) == sum(counts[1]) == sum(counts[2]) == 2700
+    assert len(counts[1]) == len(counts[2]) == 3
+
+
+def test_one_step_of_nothing():
+    task = TASKS["hopper-medium-v2"]
+    truth, reward, valid = oracle.one_step(task, np.zeros((0, 11)), np.zeros((0, 3)))
+    assert truth.shape == (0, 11) and reward.shape == valid.shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["hopper", "halfcheetah"])
+def test_simulation_follows_the_live_environment(name):
+    """Also where one row falls while others go on, and one was never known."""
+    task = TASKS[f"{name}-medium-v2"]
+    observation, action, next_observation, reward = episode(task, 80, action_scale=1.3)
+    env = envs.make(task)
+    env.reset(seed=0)
+    terminated = np.array([env.step(a)[2] for a in action[:40]])
+    env.close()
+    steps = int(np.argmax(terminated)) + 1 if terminated.any() else 40
+    start = np.stack([observation[0], np.full(task.observation_dim, np.nan), observation[2]])
+    with Simulation(task, start) as simulation:
+        np.testing.assert_array_equal(simulation.known, [True, False, True])
+        for t in range(40):
+            made, rewards, ended = simulation.step(np.stack([action[t], action[t], action[t + 2]]))
+            assert np.isnan(made[1]).all() and np.isnan(rewards[1]) and not ended[1]
+            if t < steps:
+                # Rounding (x starts at 0) grows with time.
+                np.testing.assert_allclose(made[0], next_observation[t], atol=1e-6)
+                np.testing.assert_allclose(rewards[0], reward[t], atol=1e-6)
+                assert ended[0] == terminated[t]
+            else:
+                assert np.isnan(made[0]).all() and np.isnan(rewards[0]) and not ended[0]
+            if t + 2 < steps:  # the solver's first start is a cold one here
+                np.testing.assert_allclose(made[2], next_observation[t + 2], atol=1e-6)
+        assert simulation.running[0] == (name == "halfcheetah")
+    assert terminated.any() == (name == "hopper")
+
+
+def test_simulation_stops_what_it_cannot_step():
+    task = TASKS["halfcheetah-medium-v2"]
+    start = np.repeat(episode(task, 1)[0], 2, axis=0)
+    start[1, 0] = 1e12  # diverges
+    with Simulation(task, start) as simulation:
+        made, rewards, _ = simulation.step(np.zeros((2, 6)))
+        np.testing.assert_array_equal(np.isfinite(rewards), [True, False])
+        np.testing.assert_array_equal(simulation.running, [True, False])
+        made, rewards, ended = simulation.step(np.full((2, 6), np.nan))
+        assert np.isnan(made).all() and not ended.any() and not simulation.running.any()

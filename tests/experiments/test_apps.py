@@ -140,6 +140,25 @@ def test_another_configuration_is_refused(made):
     assert "cql_weight: 2.0 -> 9.0" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_runs_of_other_names_share_models(made):
+    """Only what generates differs; models of other settings are refused, and nothing is written."""
+    folder, _ = made
+    other = ["--name=k20", "--models_from=tgcvg", "--num_transitions=1000"]
+    refused = synthesize(folder, *other, "--set=policy.cql_weight=9")
+    assert refused.returncode == 2 and not (folder / "runs" / ENV / "tgcvg-k20").exists()
+    assert "cql_weight: 2.0 -> 9.0" in refused.stderr and "--models_from" in refused.stderr
+    result = synthesize(folder, *other, "--set=window_length=20")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("trained already") == 2
+    directory = folder / "runs" / ENV / "tgcvg-k20"
+    assert not (directory / "policy").exists() and (directory / "summary.png").exists()
+    config = json.loads((directory / "config.json").read_text())
+    assert config["models_from"] == {"policy": "tgcvg", "dynamics": "tgcvg"}
+    ends = rows(directory / "synthetic.hdf5")
+    ends = np.flatnonzero(ends["terminals"] | ends["timeouts"])
+    assert set(np.diff(ends[:-1], prepend=-1)) == {16}  # K + 1 - L
+
+
 def test_train_offline_and_evaluate(made):
     folder, _ = made
     result = run(

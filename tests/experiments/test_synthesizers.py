@@ -1,11 +1,14 @@
 """The other synthesizers through the apps: make data, train on it."""
 
+import json
+
 import h5py
 import numpy as np
 import pytest
 from test_apps import ENV, run
 
 SETTINGS = {
+    "duplicate": ["--set=top_fraction=0.2"],
     "s4rl": ["--set=segment_length=50"],
     "synther": [
         "--set=denoiser.num_steps=20", "--set=denoiser.width=16", "--set=denoiser.num_layers=1",
@@ -35,3 +38,32 @@ def test_make_and_train(tmp_path, name):
     )  # fmt: skip
     assert trained.returncode == 0 and "warning" not in trained.stderr, trained.stderr
     assert f"with 1,000 synthetic transitions from runs/{ENV}/{name}/" in trained.stdout
+
+
+def test_a_named_run_on_a_part_of_the_data(tmp_path):
+    """Half of the episodes, and a tenth of all, which brings some of them twice."""
+    chosen = (f"--env={ENV}", "--subset=random:0.5", f"--mix={ENV}:0.1", "--preset=quick")
+    made = run(
+        "synthesize", *chosen, "--synthesizer=duplicate", "--name=best", "--num_transitions=900",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert f"(subset random:0.5, with {ENV}:0.1)" in made.stdout
+    arguments = (
+        *chosen, "--learner=bc", "--synthesizer=duplicate-best", "--num_steps=4", "--num_seeds=1",
+        "--episodes=1", "--set=learner.hidden_dims=8", "--num_evaluations=1",
+    )  # fmt: skip
+    trained = run("train_offline", *arguments, "--num_synthetic=700", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert f"with 700 synthetic transitions from runs/{ENV}/duplicate-best/" in trained.stdout
+    config = json.loads(
+        (tmp_path / "runs" / ENV / "duplicate-best" / "bc" / "config.json").read_text()
+    )
+    assert config["num_synthetic"] == 700 and config["synthesizer"] == "duplicate-best"
+    assert config["subset"] == "random:0.5" and config["mix"] == [f"{ENV}:0.1"]
+    # All of the file is other data, in a folder of the same name.
+    refused = run("train_offline", *arguments, cwd=tmp_path)
+    assert refused.returncode == 2 and "data: " in refused.stderr
+    assert "choose another --name or --workdir" in refused.stderr
+    refused = run("train_offline", *arguments, "--num_synthetic=901", cwd=tmp_path)
+    assert refused.returncode == 2 and "holds 900 transitions" in refused.stderr

@@ -59,7 +59,17 @@ def test_bad_settings_are_one_line(made):
         "--set=learner.replay.original_share=0.5": "or leave original_share unset",
         "--synthesizer=gta --workdir=a\\ b --preset=quick": "python -m experiments.synthesize "
         f"--env={ENV} --synthesizer=gta '--workdir=a b' --preset=quick, or",
+        "--synthesizer=tgcgv-k40": "did you mean tgcvg? there are none, tgcvg, ",
+        "--synthesizer=gta/x": "there are none, ",
+        "--synthesizer=gta-x --subset=top:0.2": f"experiments.synthesize --env={ENV} "
+        "--synthesizer=gta --name=x --subset=top:0.2, or",
+        "--num_synthetic=5": "--num_synthetic needs --synthesizer",
+        "--subset=half": "subset 'half': write all, top:FRACTION",
+        "--mix=hopper-expert-v2": "write ENV:FRACTION",
+        f"--mix={ENV}:2": "subset 'random:2'",
+        "--mix=walker2d-medium-mini:0.1": f"walker2d-medium-mini can't be mixed into {ENV}",
         # Of the run in this folder.
+        " ".join([*RUN, "--subset=top:0.5"]): "crc32",
         " ".join([*RUN, "--state_noise=0.1"]): "state_noise: None -> 0.1); choose another --name",
         " ".join([*RUN, "--set=learner.batch_size=8"]): "batch_size: 256 -> 8); choose another "
         "--name or --workdir",

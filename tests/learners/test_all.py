@@ -58,6 +58,14 @@ DEFAULTS = {
         "weight_decay": 1e-4, "max_grad_norm": 0.25, "episode_length": 1000,
         "reward_scale": 0.001, "synthetic_return_factor": 1.2, "target_return": None,
     },
+    "transformer_td3bc": {
+        "num_steps": 100_000, "context_length": 20, "batch_size": 256, "hidden_dim": 256,
+        "num_blocks": 3, "dropout": 0.1, "critic_hidden_dims": (256, 256, 256),
+        "learning_rate": 3e-4, "cosine_steps": 500_000, "cosine_interval": 1_000,
+        "actor_weight_decay": 1e-4, "q_weight": 1.0, "bc_weight": 1.0, "max_grad_norm": 9.0,
+        "discount": 0.99, "tau": 0.005, "ema_decay": 0.995, "ema_start": 1_000, "ema_every": 5,
+        "target": "qt", "target_dropout": True, "exploration_std": 0.0,
+    },
     "sac": {
         "num_steps": 3_000_000, "start_steps": 5_000, "block_steps": 50, "capacity": 1_000_000,
         "batch_size": 256, "hidden_dims": (256, 256), "learning_rate": 3e-4, "discount": 0.99,
@@ -73,6 +81,7 @@ REPLAYS = {
     "rebrac": REPLAY | {"normalize_states": False},
     "mcq": REPLAY | {"normalize_states": False},
     "dt": MIXTURE | {"state_eps": 1e-6},
+    "transformer_td3bc": MIXTURE | {"state_eps": 1e-6},
 }
 SAC = sac.Config(batch_size=8)
 
@@ -119,7 +128,8 @@ def test_the_mixture_reaches_the_batch(task, fused, configs, name):
     np.testing.assert_array_equal(data.normalizer.std, np.ones(3))
     batch = jax.vmap(learner.sample, (0, None))(jax.random.split(jax.random.key(0), 5), data)
     action = (batch[0] if name == "rebrac" else batch).action
-    action = action[:, :, 0] if name == "dt" else action  # the first of each window
+    if name in ("dt", "transformer_td3bc"):
+        action = action[:, :, 0]  # the first of each window
     original = np.any(np.asarray(action) != 0.5, axis=-1)  # [5, 8], or [5, 2, 8]
     np.testing.assert_array_equal(original.sum(axis=-1), 2)
 

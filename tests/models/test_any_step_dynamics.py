@@ -113,3 +113,20 @@ def test_validation_keeps_the_best_until_patience_ends(learner, state, data):
 def test_epoch_length(task, config, data):
     released = dyn.make(task, dataclasses.replace(config, epoch_steps=None))
     assert released.steps_per_epoch(data) == (113 // 8) * 2
+
+
+def test_calibration(task, config, dataset, state):
+    """Residuals of known size; the holdout's is that of the last rows."""
+    config = dataclasses.replace(config, reward_bias=2.0)
+    t = jax.tree.map(lambda x: x[-28:], dataset.transition)
+    calibration = jax.jit(lambda t: dyn.calibration(state, t, task=task, config=config))
+    ones = jnp.array([1.0, 2.0, 3.0, 0.5]) * jnp.where(jnp.arange(28) % 2, 1.0, -1.0)[:, None]
+    following, reward = jax.jit(
+        lambda noise: dyn.step_model(
+            state, t.observation, t.action, noise, None, task=task, config=config
+        )
+    )(ones)
+    made = t._replace(next_observation=following, reward=reward)
+    np.testing.assert_allclose(calibration(made), [1.0, 2.0, 3.0, 0.5], rtol=1e-3)
+    held_out = dyn.calibrate(state, dataset, task=task, config=config)
+    np.testing.assert_allclose(held_out, calibration(t), rtol=1e-5)

@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tgcvg_jax.ops import scores
 from tgcvg_jax.tasks import TASKS
@@ -61,3 +62,43 @@ def test_summary():
 def test_not_a_vector(values):
     with pytest.raises(ValueError, match="vector"):
         scores.bootstrap_interval(values)
+
+
+def test_welch_by_hand():
+    """Means 2 and 5, variances 1 and 4, three values each."""
+    first, second = [1.0, 2.0, 3.0], [3.0, 5.0, 7.0]
+    error = np.sqrt(1 / 3 + 4 / 3)
+    freedom = (5 / 3) ** 2 / ((1 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2)
+    reach = stats.t.ppf(0.975, freedom) * error
+    p = 2 * stats.t.sf(3 / error, freedom)
+    np.testing.assert_allclose(scores.welch(first, second), (3, 3 - reach, 3 + reach, p))
+    np.testing.assert_allclose(scores.welch(second, first), (-3, -3 - reach, -3 + reach, p))
+
+
+def test_welch_interval_and_p_agree():
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        first, second = rng.normal(0, 1, 4), rng.normal(1.5, 3, 6)
+        result = scores.welch(first, second)
+        assert (result.low > 0 or result.high < 0) == (result.p < 0.05)
+        border = scores.welch(first, second, confidence=1 - result.p)
+        nearer = min(abs(border.low), abs(border.high))
+        assert nearer == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [([1.0], [1.0, 2.0]), ([1.0, 2.0], [3.0]), ([1.0, 1.0], [2.0, 2.0])]
+)
+def test_welch_without_spread_says_nothing(first, second):
+    assert scores.welch(first, second) is None
+
+
+def test_welch_takes_vectors():
+    with pytest.raises(ValueError, match="vector"):
+        scores.welch([[1.0, 2.0]], [1.0, 2.0])
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(scores.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert scores.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert scores.holm([0.2]) == [0.2] and scores.holm([]) == []

@@ -8,7 +8,8 @@ import pytest
 
 from tgcvg_jax.data.normalize import Normalizer, fit_normalizer
 from tgcvg_jax.models import any_step_dynamics, transformer_cql
-from tgcvg_jax.synthesizers import tgcvg
+from tgcvg_jax.networks import memory as memory_lib
+from tgcvg_jax.synthesizers import model_rollout, tgcvg
 from tgcvg_jax.types import Task
 
 TASK = Task("golden", "", observation_dim=5, action_dim=3, episode_length=1)
@@ -51,11 +52,23 @@ def transitions(z):
             key=policy.key,
             step=zero,
         )
-        noise = tgcvg.Noise(w["noise/actor"], w["noise/dynamics"], None)
         golden.assert_close(policy.normalizer.mean, z["out/normalizer_mean"])
         golden.assert_close(policy.normalizer.std, z["out/normalizer_std"])
-        result = tgcvg.rollout(
-            policy, dynamics, w["in/context_states"], noise, task=TASK, config=config
+        context = w["in/context_states"]
+        memory = transformer_cql.make_policy(TASK, config.policy).init(policy, len(context))
+        memory = jax.tree.map(lambda x: x.astype(jnp.float64) if x.ndim > 1 else x, memory)
+        for i in range(length - 1):
+            memory = memory_lib.push(memory, policy.normalizer(context[:, i]), 0.0)
+        bound = dict(task=TASK, config=config.policy)
+        result = model_rollout.rollout(
+            lambda *x: transformer_cql.act_with_noise(policy, *x, **bound),
+            lambda *x: any_step_dynamics.step_model(
+                dynamics, *x, task=TASK, config=config.dynamics
+            ),
+            memory,
+            context[:, -1],
+            jnp.zeros(len(context)),
+            model_rollout.Noise(w["noise/actor"], w["noise/dynamics"], None),
         )
         return jax.tree.map(np.asarray, result)
 

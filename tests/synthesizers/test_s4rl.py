@@ -17,7 +17,7 @@ def test_the_data_with_noise_of_the_right_size(task, dataset):
     data = synthesizer.prepare(dataset)
     flat = flatten(synthesizer.generate({}, data, jax.random.key(0), jnp.int32(0)))
     assert len(flat.timestep) == dataset.size
-    assert flat.segment_end.sum() == len(data.starts)
+    assert flat.segment_end.sum() == len(data.segments.starts)
 
     row = lambda t: np.concatenate([t.action, t.reward[:, None], t.discount[:, None]], axis=1)  # noqa: E731
     original = jax.tree.map(np.asarray, dataset.transition)

@@ -185,6 +185,11 @@ def episode_starts(dataset: Dataset) -> np.ndarray:
     return np.append(True, np.asarray(dataset.remaining)[:-1] == 1)
 
 
+def first_rows(dataset: Dataset) -> np.ndarray:
+    """[M], the first row of each row's episode or segment."""
+    return np.maximum.accumulate(np.where(episode_starts(dataset), np.arange(dataset.size), 0))
+
+
 def episode_returns(dataset: Dataset) -> np.ndarray:
     """Undiscounted return of each episode, [E]: of a segment, from its first row on."""
     return np.asarray(dataset.return_to_go)[episode_starts(dataset)]

@@ -36,6 +36,7 @@ COLUMNS = (
 )
 CHUNK_ENDS = "metadata/chunk_ends"  # rows after each whole chunk; an attribute is limited to 64 KB
 IDENTITY = "identity.json"
+BLOCK = 1_000_000  # rows read at a time where some of all are wanted
 
 
 @dataclasses.dataclass
@@ -57,18 +58,27 @@ class SyntheticStore:
     Args:
       path: of the final HDF5 file; parts stand beside it in `<name>.parts/`.
       identity: JSON-ready dict of all that determines the rows: config, seed, source.
+      defaults: an identity of defaults alone: what a field counts as that the found one lacks,
+        having been written before the field existed.
 
     Raises:
       UserError: the file or its parts come from another identity, or are damaged.
     """
 
-    def __init__(self, path: str | Path, identity: Mapping[str, Any]):
+    def __init__(
+        self,
+        path: str | Path,
+        identity: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+    ):
         self.path = Path(path)
         self._parts = self.path.with_suffix(".parts")
-        self._identity = json.loads(json.dumps(dict(identity)))
+        self._identity = _jsonify(identity)
+        defaults = _jsonify(defaults or {})
         for place, found in ((self.path, self._read_file()), (self._parts, self._read_parts())):
-            changed = config_lib.difference(found, self._identity) if found is not None else []
-            if changed:
+            if found is None:
+                continue
+            if changed := config_lib.difference(found, self._identity, defaults=defaults):
                 raise UserError(
                     f"{place} was made with another configuration ({'; '.join(changed)}); "
                     "choose another --workdir or delete it"
@@ -198,6 +208,10 @@ class SyntheticStore:
             ) from e
 
 
+def _jsonify(values: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(values)))
+
+
 def environment_of(path: str | Path) -> str | None:
     """The Gymnasium id that a synthetic file was made for; None if it does not say."""
     try:
@@ -239,6 +253,41 @@ def read_sample(path: str | Path, max_rows: int) -> tuple[Transition, np.ndarray
         read = {name: np.concatenate([f[name][s : s + count] for s in starts]) for name in COLUMNS}
         ends = f["terminals"][:] | f["timeouts"][:]
     return from_columns(read), np.diff(np.flatnonzero(ends), prepend=-1), size
+
+
+def read_segments(path: str | Path, max_rows: int, seed: int = 0) -> tuple[Flat, np.ndarray]:
+    """Whole segments of a synthetic file, chosen at random, in the order of the file.
+
+    Args:
+      path: the file.
+      max_rows: as many segments as fit into it, but at least one.
+      seed: of the choice.
+
+    Returns:
+      The segments, and the length of every segment of the whole file.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    try:
+        with h5py.File(path, "r") as f:
+            size = len(f["rewards"])
+            end = f["terminals"][:].astype(bool) | f["timeouts"][:].astype(bool)
+            end[-1] = True
+            length = np.diff(np.flatnonzero(end), prepend=-1)
+            drawn = np.random.default_rng(seed).permutation(len(length))
+            drawn = drawn[: max(1, np.searchsorted(np.cumsum(length[drawn]), max_rows, "right"))]
+            chosen = np.zeros(len(length), bool)
+            chosen[drawn] = True
+            keep = np.repeat(chosen, length)
+            blocks = [slice(i, i + BLOCK) for i in range(0, size, BLOCK)]
+            read = {name: np.concatenate([f[name][b][keep[b]] for b in blocks]) for name in COLUMNS}
+    except (OSError, KeyError, IndexError) as e:
+        raise UserError(
+            f"{path}: damaged, or not a synthetic dataset of this program ({one_line(e)})"
+        ) from e
+    flat = Flat(from_columns(read), read["timesteps"], read["returns_to_go"], end[keep])
+    return flat, length
 
 
 def columns_of(flat: Flat) -> Rows:

@@ -7,9 +7,15 @@ action) is known, also of those that a model made up.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 
 import gymnasium
 import mujoco
@@ -32,6 +38,10 @@ VELOCITY_LIMIT = {
 # contacts or friction are those of another version.
 OFF = 1e-2
 OFF_SHARE = 0.05
+
+# Rows are stepped in pieces of CHUNK; from PARALLEL on, other processes are worth their start.
+CHUNK = 1_000
+PARALLEL = 100_000
 
 # MuJoCo resets a diverged simulation by itself; only these counters tell.
 _DIVERGED = (
@@ -58,16 +68,25 @@ def is_known(task: Task) -> bool:
 
 
 def one_step(
-    task: Task, observations: np.ndarray, actions: np.ndarray
+    task: Task,
+    observations: np.ndarray,
+    actions: np.ndarray,
+    *,
+    processes: int | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the simulator does in given states under given actions.
 
-    Rows are independent of each other: the solver's warm start is cleared between them.
+    Rows are independent of each other: the solver's warm start is cleared between them. So many
+    rows may be split over processes, with the same numbers. These are started afresh, not forked
+    (JAX has threads): a script that comes here must have an `if __name__ == "__main__"`.
 
     Args:
       task: a task whose environment has an oracle (see `VELOCITY_LIMIT`).
       observations: [B, S], raw.
       actions: [B, A]; clipped to the action box.
+      processes: how many step the rows; None: one, or from 100,000 rows on one for each CPU.
+      advance: called with the number of rows done, piece by piece.
 
     Returns:
       next_observations [B, S] and rewards [B], float64, and valid [B] bool. Where `valid` is False
@@ -78,8 +97,26 @@ def one_step(
     Raises:
       UserError: the environment has no oracle.
     """
-    with _simulator(task) as simulator:
-        return _one_step(task, simulator, observations, actions)
+    require(task)
+    pieces = [slice(i, i + CHUNK) for i in range(0, max(len(observations), 1), CHUNK)]
+    if processes is None:
+        processes = _num_cpus() if len(observations) >= PARALLEL else 1
+    done = {}
+    if min(processes, len(pieces)) > 1:
+        try:
+            for i, result in _in_processes(task, observations, actions, pieces, processes):
+                done[i] = result
+                if advance:
+                    advance(len(result[1]))
+        except concurrent.futures.BrokenExecutor:
+            warnings.warn("helper processes cannot be started; going on in this one", stacklevel=2)
+    with open_simulator(task) as simulator:
+        for i, piece in enumerate(pieces):
+            if i not in done:
+                done[i] = _one_step(task, simulator, observations[piece], actions[piece])
+                if advance:
+                    advance(len(done[i][1]))
+    return tuple(np.concatenate(x) for x in zip(*(done[i] for i in range(len(pieces)))))
 
 
 def check_physics(task: Task, transition: Transition, rows: int = 200, seed: int = 0) -> str | None:
@@ -171,7 +208,7 @@ def _velocity_limit(task: Task) -> float | None:
 
 
 @contextlib.contextmanager
-def _simulator(task: Task) -> Iterator[gymnasium.Env]:
+def open_simulator(task: Task) -> Iterator[gymnasium.Env]:
     """The bare environment: it counts no steps and so never truncates."""
     require(task)
     env = make(task)
@@ -182,13 +219,18 @@ def _simulator(task: Task) -> Iterator[gymnasium.Env]:
         env.close()
 
 
-def _known(
+def known_states(
     task: Task, simulator: gymnasium.Env, observations: np.ndarray, actions: np.ndarray
 ) -> np.ndarray:
     """[B] bool: the true state and the action are known. The velocities come last."""
     velocity = observations[:, -simulator.model.nv :]
     known = np.isfinite(observations).all(axis=1) & np.isfinite(actions).all(axis=1)
     return known & (np.abs(velocity) < require(task)).all(axis=1)
+
+
+def has_diverged(data: mujoco.MjData) -> bool:
+    """Whether MuJoCo has given up on the state since the last `mj_resetData`."""
+    return any(data.warning[kind].number for kind in _DIVERGED)
 
 
 def _one_step(
@@ -198,7 +240,7 @@ def _one_step(
     observations = np.asarray(observations, np.float64)
     actions = np.asarray(actions, np.float64)
     model, data = simulator.model, simulator.data
-    valid = _known(task, simulator, observations, actions)
+    valid = known_states(task, simulator, observations, actions)
     next_observations = np.full_like(observations, np.nan)
     rewards = np.full(len(observations), np.nan)
     hidden = np.zeros(model.nq + model.nv - observations.shape[1])  # x, or nothing
@@ -210,13 +252,68 @@ def _one_step(
             state = np.concatenate([hidden, observations[i]])
             simulator.set_state(state[: model.nq], state[model.nq :])
             next_observation, reward, *_ = simulator.step(actions[i])
-            if any(data.warning[kind].number for kind in _DIVERGED):
+            if has_diverged(data):
                 valid[i] = False
             else:
                 next_observations[i], rewards[i] = next_observation, reward
     if task.environment.startswith("tgcvg/AntMaze-"):
         rewards[:] = np.nan
     return next_observations, rewards, valid
+
+
+def _in_processes(
+    task: Task,
+    observations: np.ndarray,
+    actions: np.ndarray,
+    pieces: list[slice],
+    processes: int,
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """(number, results) of the pieces as other processes finish them."""
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(processes, len(pieces)), multiprocessing.get_context("spawn"), _start_worker, (task,)
+    )
+    try:
+        futures = {
+            pool.submit(_work, observations[piece], actions[piece]): i
+            for i, piece in enumerate(pieces)
+        }
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker = None  # in a helper process: its task and simulator, and what keeps it open
+
+
+def _start_worker(task: Task) -> None:
+    """What a helper process does first."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    stack = contextlib.ExitStack()
+    _worker = task, stack.enter_context(open_simulator(task)), stack
+
+
+def _follow_parent() -> None:
+    """Ends a helper process whose parent was killed; it would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(
+    observations: np.ndarray, actions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One piece of `one_step`, in a helper process."""
+    task, simulator, _ = _worker
+    return _one_step(task, simulator, observations, actions)
+
+
+def _num_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _sampled_errors(task: Task, transition: Transition, rows: int, seed: int) -> np.ndarray:
@@ -231,8 +328,8 @@ def _sampled_errors(task: Task, transition: Transition, rows: int, seed: int) ->
         np.asarray(field[sample], np.float64) for field in transition
     )
     try:
-        with _simulator(task) as simulator:
-            known = _known(task, simulator, observation, action) & (discount > 0)
+        with open_simulator(task) as simulator:
+            known = known_states(task, simulator, observation, action) & (discount > 0)
             known &= np.isfinite(next_observation).all(axis=1)
             chosen = np.flatnonzero(known)[:rows]
             truth, _, valid = _one_step(task, simulator, observation[chosen], action[chosen])

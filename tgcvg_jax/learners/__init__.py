@@ -11,7 +11,7 @@ negative, or at most 1. (`sac` is no offline learner: `collection` runs it.) Eac
     make(task, config) -> Learner with a policy
 """
 
-from tgcvg_jax.learners import bc, cql, dt, iql, mcq, rebrac, td3_bc
+from tgcvg_jax.learners import bc, cql, dt, iql, mcq, rebrac, td3_bc, transformer_td3bc
 
 # Whose settings: CORL's current defaults and per-task overrides; TGCVG's released copies of an
 # older CORL, without overrides; GTA's command lines.
@@ -24,4 +24,5 @@ LEARNERS = {
     "rebrac": rebrac,
     "mcq": mcq,
     "dt": dt,
+    "transformer_td3bc": transformer_td3bc,
 }

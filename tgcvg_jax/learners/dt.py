@@ -39,6 +39,7 @@ from tgcvg_jax.types import (
     PRNGKey,
     PyTree,
     Task,
+    Transition,
     UserError,
 )
 
@@ -301,12 +302,32 @@ def make(task: Task, config: Config) -> Learner:
         state, info = apply_update(state, batch, key, task=task, config=config)
         return state, jax.tree.map(jnp.mean, info)
 
-    def policy_init(state: State, batch_size: int, target_return: float | None = None) -> Window:
+    def policy_init(
+        state: State, batch_size: int, target_return: Array | float | None = None
+    ) -> Window:
         target = config.target_return if target_return is None else target_return
         target = state.best_return if target is None else target
         window = empty_window(batch_size)
+        target = config.reward_scale * jnp.asarray(target)[..., None]  # [1], or [B, 1]
         # Padding, which nothing sees; the first step goes on from it.
-        return window._replace(return_to_go=window.return_to_go + config.reward_scale * target)
+        return window._replace(return_to_go=window.return_to_go + target)
+
+    def policy_prime(state: State, window: Window, history: Transition, mask: Array) -> Window:
+        """As if the policy had acted in these steps, and had chosen these actions.
+
+        Steps and the return wanted count from each history's first.
+        """
+        last = lambda old, new: jnp.concatenate([old, new], axis=1)[:, -length:]  # noqa: E731
+        real = lambda x: jnp.where(mask.reshape(*mask.shape, *[1] * (x.ndim - 2)), x, 0.0)  # noqa: E731
+        reward = real(history.reward)
+        spent = config.reward_scale * (jnp.cumsum(reward, axis=1) - reward)
+        return Window(
+            observation=last(window.observation, real(state.normalizer(history.observation))),
+            action=last(window.action, real(history.action)),
+            return_to_go=last(window.return_to_go, window.return_to_go[:, -1:] - spent),
+            timestep=window.timestep + jnp.sum(mask, axis=1, dtype=jnp.int32)[:, None],
+            mask=last(window.mask, mask),
+        )
 
     def policy_act(state, window, observation, previous_reward, key, deterministic):
         """The window moves on by a step; histories shorter than it are masked on the left, which
@@ -328,4 +349,5 @@ def make(task: Task, config: Config) -> Learner:
         action = network.apply(state.params, *window, deterministic=True, last_only=True)[:, 0]
         return action, window._replace(action=window.action.at[:, -1].set(action))
 
-    return Learner(prepare, init, sample, update, policy=Policy(policy_act, policy_init))
+    policy = Policy(policy_act, policy_init, policy_prime)
+    return Learner(prepare, init, sample, update, policy=policy)

@@ -2,12 +2,17 @@
 
 Each module has `make(task, config) -> Learner` and `Config`, which says how long to train: in a
 field `num_steps`, or `max_epochs` if the learner validates. (The apps read it; `training.fit` takes
-the number as an argument.) `denoiser` is none itself: it is what the two denoisers share.
+the number as an argument.) `denoiser` and `any_step_rollout` are none themselves: the one is what
+the two denoisers share, the other how the any-step model is rolled out. `admpo_policy` learns in a
+trained dynamics model, which its `make` takes as well; to act it needs none.
 """
 
 from tgcvg_jax.models import (
+    admpo_policy,
     any_step_dynamics,
+    ensemble_dynamics,
     reward_model,
+    terminal_classifier,
     transformer_cql,
     transition_denoiser,
     window_denoiser,
@@ -19,4 +24,7 @@ MODELS = {
     "window_denoiser": window_denoiser,
     "transition_denoiser": transition_denoiser,
     "reward_model": reward_model,
+    "terminal_classifier": terminal_classifier,
+    "ensemble_dynamics": ensemble_dynamics,
+    "admpo_policy": admpo_policy,
 }

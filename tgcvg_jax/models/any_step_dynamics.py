@@ -18,7 +18,7 @@ from tgcvg_jax.data.dataset import split
 from tgcvg_jax.data.normalize import Normalizer, fit_normalizer
 from tgcvg_jax.networks.gru import AnyStepNetwork
 from tgcvg_jax.ops.losses import gaussian_nll
-from tgcvg_jax.types import Array, Dataset, Learner, PRNGKey, PyTree, Task
+from tgcvg_jax.types import Array, Dataset, Learner, PRNGKey, PyTree, Task, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +220,56 @@ def step_model(
     return observation + sample[:, :-1], sample[:, -1] - config.reward_bias
 
 
+def calibration(
+    state: State,
+    transition: Transition,
+    dropout_key: PRNGKey | None = None,
+    *,
+    task: Task,
+    config: Config,
+) -> Array:
+    """By how much the predicted standard deviations are too small, for each dimension.
+
+    Args:
+      state: trained state.
+      transition: fields [M, ...], raw, that training did not see.
+      dropout_key: None turns dropout off; residuals are those of the network as it is called.
+      task: the task.
+      config: the config.
+
+    Returns:
+      [S + 1], states' and the reward's: the root mean square of residuals in units of the predicted
+      standard deviation (k = 1). `step_model` with noise times this draws steps that are as far
+      from the mean as true ones are; above 1, the model is too sure.
+    """
+    t = transition
+    mean, log_var = predict(
+        state.best_params, state, t.observation, t.action[:, None], 1, dropout_key,
+        task=task, config=config,
+    )  # fmt: skip
+    reward = t.reward[:, None] + config.reward_bias
+    target = jnp.concatenate([t.next_observation - t.observation, reward], axis=-1)
+    return jnp.sqrt(jnp.mean(jnp.square(target - mean) * jnp.exp(-log_var), axis=0))
+
+
+def calibrate(
+    state: State,
+    dataset: Dataset,
+    dropout_key: PRNGKey | None = None,
+    *,
+    task: Task,
+    config: Config,
+) -> Array:
+    """`calibration` on the rows of the training dataset that training held out."""
+    _, holdout = split(dataset, dataset.size - holdout_size(dataset.size, config))
+    return calibration(state, holdout.transition, dropout_key, task=task, config=config)
+
+
+def holdout_size(size: int, config: Config) -> int:
+    """How many of the last rows of a dataset of `size` training holds out."""
+    return max(min(int(config.holdout_fraction * size), config.max_holdout), 1)
+
+
 def take_batch(
     sequences: Sequences, key: PRNGKey, k: Array, size: int, *, task: Task, config: Config
 ) -> Batch:
@@ -239,8 +289,7 @@ def make(task: Task, config: Config) -> Learner:
     m = config.max_steps
 
     def prepare(dataset: Dataset) -> Data:
-        holdout_size = min(int(config.holdout_fraction * dataset.size), config.max_holdout)
-        train, holdout = split(dataset, dataset.size - max(holdout_size, 1))
+        train, holdout = split(dataset, dataset.size - holdout_size(dataset.size, config))
         windows.require_windows(train, m, "the dynamics model's longest jump m")
 
         def sequences(part: Dataset) -> Sequences:

@@ -10,12 +10,17 @@ paper's values. On by default, and in neither:
     for the dropout mask, at half the cost;
   - batches are drawn with replacement (released: shuffled epochs);
   - `mask_padding`, which concerns acting online and nothing that is generated.
+
+`architecture`, `cql_weight` and `target` are the factors in which the paper's plain CQL generator
+differs all at once (its Table 3: an MLP, lambda 10, one-step targets); here each can be changed
+alone. Critics, learning rates and batches of windows stay those of Transformer-CQL.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+import functools
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -23,9 +28,12 @@ import jax.numpy as jnp
 import optax
 
 from tgcvg_jax.data import windows
+from tgcvg_jax.data.dataset import episode_returns
 from tgcvg_jax.data.normalize import Normalizer, fit_normalizer
+from tgcvg_jax.networks import memory as memory_lib
+from tgcvg_jax.networks.memory import Memory
 from tgcvg_jax.networks.mlp import EnsembleQ, mish
-from tgcvg_jax.networks.transformer import TransformerPolicy
+from tgcvg_jax.networks.transformer import StatewisePolicy, TransformerPolicy
 from tgcvg_jax.ops import losses, returns
 from tgcvg_jax.ops.distributions import tanh_normal_log_prob, tanh_normal_sample
 from tgcvg_jax.types import Array, Dataset, Learner, Policy, PRNGKey, PyTree, Task, Transition
@@ -56,6 +64,11 @@ class Config:
     bc_steps: int = 0  # first steps train the actor by maximum likelihood alone (not released)
     shared_forward: bool = True  # False: one forward pass for each sampled action, as released
     mask_padding: bool = True  # acting with fewer than L states; False: unmasked zeros, as released
+    architecture: Literal["transformer", "mlp"] = "transformer"  # mlp: plain CQL's, no history
+    target: Literal["n_step", "one_step"] = "n_step"  # of the critics; one_step: plain CQL's
+    return_to_go: bool = False  # the actor is told the return wanted, as in Decision Transformer
+    return_scale: float = 0.001  # it is told that return times this
+    num_candidates: int = 1  # sampled acting: the best by min Q of so many; unused in release: 50
 
 
 def as_paper(config: Config) -> Config:
@@ -92,13 +105,43 @@ class State:
 
 
 @flax.struct.dataclass
-class Data:
-    """What `sample` reads: packed rows (observations normalised) and where windows start."""
+class ConditionedState(State):
+    """With `return_to_go`: one more field, which checkpoints of other states don't have.
 
-    rows: Array  # [M, 2 S + A + 2]
+    Attributes:
+      best_return: of the data, what to act for unless told.
+    """
+
+    best_return: Array
+
+
+@flax.struct.dataclass
+class Data:
+    """What `sample` reads: packed rows (observations normalised) and where windows start.
+
+    With `return_to_go`, two more columns hold it, scaled, for the state and for the next one.
+    """
+
+    rows: Array  # [M, 2 S + A + 2], or 2 more
     order: Array
     num_starts: Array
     normalizer: Normalizer
+    best_return: Array | None = None
+
+
+class ConditionedWindow(NamedTuple):
+    """A Transition [B, L, ...] with the returns-to-go [B, L], scaled, of both its states."""
+
+    observation: Array
+    action: Array
+    reward: Array
+    discount: Array
+    next_observation: Array
+    return_to_go: Array
+    next_return_to_go: Array
+
+
+Batch = Transition | ConditionedWindow
 
 
 @flax.struct.dataclass
@@ -107,7 +150,8 @@ class Noise:
 
     Attributes:
       policy: [B, L, A] normal, for the actor and temperature losses.
-      target: [B, A] normal, for the action that the target bootstraps with.
+      target: [B, A] normal, for the action that the target bootstraps with; [B, L, A] for those of
+        one-step targets.
       random: [n, B, L, A] uniform in (-1, 1).
       current: [n, B, L, A] normal, actions given the window.
       next: [n, B, L, A] normal, actions given the window one step later.
@@ -122,8 +166,10 @@ class Noise:
     dropout: Array
 
 
-def make_actor(task: Task, config: Config) -> TransformerPolicy:
+def make_actor(task: Task, config: Config) -> TransformerPolicy | StatewisePolicy:
     """The actor's module."""
+    if config.architecture == "mlp":
+        return StatewisePolicy(task.action_dim, config.hidden_dim)
     return TransformerPolicy(
         action_dim=task.action_dim,
         hidden_dim=config.hidden_dim,
@@ -148,15 +194,16 @@ def make_optimizers(config: Config) -> dict[str, optax.GradientTransformation]:
     return {"actor": optax.chain(decay, adam), "critic": adam, "log_alpha": adam}
 
 
-def draw_noise(key: PRNGKey, batch: Transition, config: Config) -> Noise:
+def draw_noise(key: PRNGKey, batch: Batch, config: Config) -> Noise:
     """All random draws of one update."""
     batch_size, _, action_dim = batch.action.shape
     dtype = batch.action.dtype
     shape, repeated = batch.action.shape, (config.num_action_samples, *batch.action.shape)
+    target_shape = shape if config.target == "one_step" else (batch_size, action_dim)
     keys = jax.random.split(key, 6)
     return Noise(
         policy=jax.random.normal(keys[0], shape, dtype),
-        target=jax.random.normal(keys[1], (batch_size, action_dim), dtype),
+        target=jax.random.normal(keys[1], target_shape, dtype),
         random=jax.random.uniform(keys[2], repeated, dtype, -1.0, 1.0),
         current=jax.random.normal(keys[3], repeated, dtype),
         next=jax.random.normal(keys[4], repeated, dtype),
@@ -167,7 +214,7 @@ def draw_noise(key: PRNGKey, batch: Transition, config: Config) -> Noise:
 def loss(
     params: PyTree,
     target_critic: PyTree,
-    batch: Transition,
+    batch: Batch,
     noise: Noise,
     step: Array,
     *,
@@ -194,18 +241,26 @@ def loss(
     n = config.num_action_samples
     stop = jax.lax.stop_gradient
 
-    def distribution(observation, key, repeats=None):
-        if repeats is not None:
-            observation = jnp.broadcast_to(observation, (repeats, *observation.shape))
-        return actor.apply(params["actor"], observation, deterministic=False, rngs={"dropout": key})
+    window, next_window = (batch.observation, None), (batch.next_observation, None)
+    if config.return_to_go:
+        window = batch.observation, batch.return_to_go
+        next_window = batch.next_observation, batch.next_return_to_go
 
-    current = distribution(batch.observation, noise.dropout[0])  # mean, log_std: [B, L, A]
-    following = stop(distribution(batch.next_observation, noise.dropout[1]))
+    def distribution(window, key, repeats=None):
+        if repeats is not None:
+            window = jax.tree.map(lambda x: jnp.broadcast_to(x, (repeats, *x.shape)), window)
+        observation, wanted = window
+        return actor.apply(
+            params["actor"], observation, None, wanted, deterministic=False, rngs={"dropout": key}
+        )
+
+    current = distribution(window, noise.dropout[0])  # mean, log_std: [B, L, A]
+    following = stop(distribution(next_window, noise.dropout[1]))
     if config.shared_forward:
         many_current, many_following = current, following
     else:
-        many_current = distribution(batch.observation, noise.dropout[2], n)  # [n, B, L, A]
-        many_following = distribution(batch.next_observation, noise.dropout[3], n)
+        many_current = distribution(window, noise.dropout[2], n)  # [n, B, L, A]
+        many_following = distribution(next_window, noise.dropout[3], n)
 
     # Temperature and actor (equations 3 and 4).
     action, log_prob = tanh_normal_sample(*current, noise.policy)
@@ -219,12 +274,18 @@ def loss(
         cloning = -jnp.mean(tanh_normal_log_prob(*current, batch.action))
         actor_loss = jnp.where(warm_up, cloning, actor_loss)
 
-    # n-step target: the action at the last position of the window one step later.
-    last = tuple(x[:, -1] for x in following)
-    target_action, _ = tanh_normal_sample(*last, noise.target)
-    target_q = critic.apply(target_critic, batch.next_observation[:, -1], target_action)
-    bootstrap = batch.discount[:, -1] * jnp.min(target_q, axis=0)
-    target = stop(returns.n_step_to_end(batch.reward, bootstrap, config.discount))  # [B, L]
+    # The target's actions are those of the window one step later.
+    if config.target == "one_step":
+        target_action, _ = tanh_normal_sample(*following, noise.target)
+        target_q = critic.apply(target_critic, batch.next_observation, target_action)
+        target = batch.reward + config.discount * batch.discount * jnp.min(target_q, axis=0)
+    else:  # n-step: the action at that window's last position
+        last = tuple(x[:, -1] for x in following)
+        target_action, _ = tanh_normal_sample(*last, noise.target)
+        target_q = critic.apply(target_critic, batch.next_observation[:, -1], target_action)
+        bootstrap = batch.discount[:, -1] * jnp.min(target_q, axis=0)
+        target = returns.n_step_to_end(batch.reward, bootstrap, config.discount)
+    target = stop(target)  # [B, L]
 
     # Critics (equation 2), both at once: q has a leading axis of 2.
     q_data = critic.apply(params["critic"], batch.observation, batch.action)
@@ -260,7 +321,7 @@ def loss(
 
 
 def apply_update(
-    state: State, batch: Transition, noise: Noise, *, task: Task, config: Config
+    state: State, batch: Batch, noise: Noise, *, task: Task, config: Config
 ) -> tuple[State, dict[str, Array]]:
     """One gradient step on given noise: temperature, actor, critics, then the targets."""
     grad = jax.grad(loss, has_aux=True)
@@ -298,19 +359,29 @@ def make(task: Task, config: Config) -> Learner:
                 reward=reward - config.terminal_penalty * terminal,
             )
         )
-        return Data(rows, dataset.order, dataset.num_starts, normalizer)
+        best = None
+        if config.return_to_go:  # of the rewards as they are in the data
+            wanted = dataset.return_to_go
+            columns = jnp.stack([wanted, wanted - transition.reward], axis=1)
+            rows = jnp.concatenate([rows, config.return_scale * columns], axis=1)
+            best = jnp.asarray(episode_returns(dataset).max(), transition.reward.dtype)
+        return Data(rows, dataset.order, dataset.num_starts, normalizer, best)
 
     def init(key: PRNGKey, data: Data) -> State:
         key, actor_key, critic_key = jax.random.split(key, 3)
         observation = jnp.zeros((1, length, task.observation_dim))
         action = jnp.zeros((1, length, task.action_dim))
+        wanted = jnp.zeros((1, length)) if config.return_to_go else None
         params = {
-            "actor": actor.init(actor_key, observation, deterministic=True),
+            "actor": actor.init(actor_key, observation, None, wanted, deterministic=True),
             "critic": critic.init(critic_key, observation, action),
             "log_alpha": jnp.log(jnp.asarray(config.initial_temperature, jnp.float32)),
         }
         optimizers = make_optimizers(config)
-        return State(
+        kind = State
+        if config.return_to_go:
+            kind = functools.partial(ConditionedState, best_return=data.best_return)
+        return kind(
             params=params,
             target_critic=params["critic"],
             opt_state={name: optimizers[name].init(params[name]) for name in params},
@@ -319,12 +390,16 @@ def make(task: Task, config: Config) -> Learner:
             step=jnp.zeros((), jnp.int32),
         )
 
-    def sample(key: PRNGKey, data: Data) -> Transition:
+    def sample(key: PRNGKey, data: Data) -> Batch:
         starts = windows.sample_starts(key, data.order, data.num_starts, length, config.batch_size)
         rows = windows.take_windows(data.rows, starts, length)
-        return windows.unpack(rows, task.observation_dim, task.action_dim)
+        dims = task.observation_dim, task.action_dim
+        if config.return_to_go:
+            batch = windows.unpack(rows[..., :-2], *dims)
+            return ConditionedWindow(*batch, rows[..., -2], rows[..., -1])
+        return windows.unpack(rows, *dims)
 
-    def update(state: State, batch: Transition) -> tuple[State, dict[str, Array]]:
+    def update(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         noise = draw_noise(jax.random.fold_in(state.key, state.step), batch, config)
         return apply_update(state, batch, noise, task=task, config=config)
 
@@ -332,50 +407,83 @@ def make(task: Task, config: Config) -> Learner:
 
 
 def sample_action(
-    actor: TransformerPolicy,
+    actor: TransformerPolicy | StatewisePolicy,
     params: PyTree,
     window: Array,
     noise: Array | float,
     mask: Array | None = None,
+    return_to_go: Array | None = None,
 ) -> Array:
-    """Action [B, A] at the last position of windows [B, L, S] of normalised states.
+    """Actions at the last position of windows of normalised states.
 
     Args:
       actor: the module.
       params: its parameters.
-      window: the last L states.
-      noise: [B, A] standard normal, or 0 for the mean action.
-      mask: [L] bool, False where the window is padding; None if it is full.
+      window: [B, L, S], the last L states.
+      noise: standard normal, [B, A], or [n, B, A] for n actions in each state; 0 for the mean.
+      mask: [B, L] bool, False where the window is padding; None if it is full.
+      return_to_go: [B, L], scaled, for actors conditioned on it.
+
+    Returns:
+      [B, A] or [n, B, A].
     """
-    mean, log_std = actor.apply(params, window, mask, deterministic=True, last_only=True)
+    mean, log_std = actor.apply(
+        params, window, mask, return_to_go, deterministic=True, last_only=True
+    )
     return tanh_normal_sample(mean[:, 0], log_std[:, 0], noise)[0]
 
 
-def make_policy(task: Task, config: Config) -> Policy:
-    """Acts online on the last L states.
+def choose_action(
+    state: State, memory: Memory, noise: Array | float, *, task: Task, config: Config
+) -> Array:
+    """Actions [B, A] on given noise, which is as in `sample_action`.
+
+    Of several candidates it is the one with the highest lower value of both target critics, as in a
+    helper of the released code that nothing there calls.
 
     The released code pads short histories with zeros and lets the actor attend to them. Here the
     padding is masked (the actor was trained on all prefixes), unless `mask_padding` is off.
     """
+    window, mask, wanted = memory.observation, None, None
+    if config.mask_padding:
+        mask = memory_lib.mask(memory)
+    if config.return_to_go:
+        wanted = config.return_scale * memory.return_to_go
     actor = make_actor(task, config)
+    action = sample_action(actor, state.params["actor"], window, noise, mask, wanted)
+    if action.ndim == 3:
+        now = jnp.broadcast_to(window[:, -1], (len(action), *window[:, -1].shape))
+        q = make_critic(config).apply(state.target_critic, now, action)  # [2, n, B]
+        best = jnp.argmax(jnp.min(q, axis=0), axis=0)
+        action = jnp.take_along_axis(action, best[None, :, None], axis=0)[0]
+    return action
 
-    def init(state: State, batch_size: int, target_return: float | None = None) -> PyTree:
-        del state, target_return
-        window = jnp.zeros((batch_size, config.context_length, task.observation_dim))
-        return window, jnp.zeros((), jnp.int32)
 
-    def act(state, carry, observation, previous_reward, key, deterministic):
-        del previous_reward
-        window, count = carry
-        new = state.normalizer(observation)[:, None]
-        window = jnp.concatenate([window[:, 1:], new], axis=1)
-        count = jnp.minimum(count + 1, config.context_length)
-        mask = None
-        if config.mask_padding:
-            mask = jnp.arange(config.context_length) >= config.context_length - count
-        shape = (observation.shape[0], task.action_dim)
+def act_with_noise(
+    state: State,
+    memory: Memory,
+    observation: Array,
+    previous_reward: Array,
+    noise: Array | float,
+    *,
+    task: Task,
+    config: Config,
+) -> tuple[Array, Memory]:
+    """One step of acting on given noise: the policy's `act`, but for where the noise comes from."""
+    memory = memory_lib.push(memory, state.normalizer(observation), previous_reward)
+    return choose_action(state, memory, noise, task=task, config=config), memory
+
+
+def make_policy(task: Task, config: Config) -> Policy:
+    """Acts on the last L states, or on the last one alone if the actor has no memory."""
+
+    def choose(state: State, memory: Memory, key: PRNGKey, deterministic: bool) -> Array:
+        several = () if config.num_candidates == 1 else (config.num_candidates,)
+        shape = (*several, len(memory.count), task.action_dim)
         noise = 0.0 if deterministic else jax.random.normal(key, shape)
-        action = sample_action(actor, state.params["actor"], window, noise, mask)
-        return action, (window, count)
+        return choose_action(state, memory, noise, task=task, config=config)
 
-    return Policy(act, init)
+    length = 1 if config.architecture == "mlp" else config.context_length
+    return memory_lib.make_policy(
+        choose, length, task.observation_dim, conditioned=config.return_to_go
+    )

@@ -2,7 +2,8 @@
 
 Post-LN blocks, one head, exact GELU, no positional or time-step embedding: order is known only
 through the causal mask. The paper says the backbone follows Decision Transformer; the released
-code, which this follows, differs from DT in all of these.
+code, which this follows, differs from DT in all of these. Two ablations are here as well:
+return-to-go tokens between the states, and the same interface without a memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tgcvg_jax.networks.gaussian import GaussianMLP
 from tgcvg_jax.networks.mlp import Linear
 from tgcvg_jax.types import Array
 
@@ -97,6 +99,7 @@ class TransformerPolicy(nn.Module):
         self,
         observation: Array,
         mask: Array | None = None,
+        return_to_go: Array | None = None,
         *,
         deterministic: bool,
         last_only: bool = False,
@@ -106,23 +109,70 @@ class TransformerPolicy(nn.Module):
         Args:
           observation: [..., T, S], normalised.
           mask: [..., T] bool, False where a position is padding; None if there is none.
+          return_to_go: [..., T], scaled, a token before each state's, as in Decision Transformer
+            (without its action tokens); None for no such tokens.
           deterministic: dropout off.
           last_only: return only the last position; the last block then computes nothing else.
 
         Returns:
           mean, log_std: [..., T, A] each, or [..., 1, A] with `last_only`.
         """
-        length = observation.shape[-2]
+        x = Linear(self.hidden_dim, name="embed")(observation)
+        if return_to_go is not None:
+            wanted = Linear(self.hidden_dim, name="embed_return")(return_to_go[..., None])
+            x = jnp.stack([wanted, x], axis=-2)  # [..., T, 2, H]
+            x = x.reshape(*x.shape[:-3], -1, self.hidden_dim)
+            mask = None if mask is None else jnp.repeat(mask, 2, axis=-1)
+        length = x.shape[-2]
         attend = jnp.tril(jnp.ones((length, length), bool))
         if mask is not None:
             attend = attend & mask[..., None, :]
-        x = Linear(self.hidden_dim, name="embed")(observation)
         x = _LayerNorm(name="embed_norm")(x)
         for i in range(self.num_blocks):
             last = last_only and i + 1 == self.num_blocks
             block = Block(self.hidden_dim, self.dropout, last_only=last, name=f"block_{i}")
             x = block(x, attend, deterministic)
+        if return_to_go is not None and not last_only:
+            x = x[..., 1::2, :]  # actions are read at the states
         mean, raw = jnp.split(Linear(2 * self.action_dim, name="head")(x), 2, axis=-1)
         scale = self.param("log_std_multiplier", nn.initializers.constant(1.0), ())
         offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
         return mean, jnp.clip(scale * raw + offset, self.log_std_min, self.log_std_max)
+
+
+class StatewisePolicy(nn.Module):
+    """`TransformerPolicy` without a memory: the actor of plain CQL, at every position.
+
+    Three hidden layers with ReLU, all layers orthogonal with gain sqrt(2) and no dropout, as in the
+    older CORL that TGCVG compares with.
+
+    Attributes:
+      action_dim: A.
+      hidden_dim: width.
+    """
+
+    action_dim: int
+    hidden_dim: int = 256
+
+    @nn.compact
+    def __call__(
+        self,
+        observation: Array,
+        mask: Array | None = None,
+        return_to_go: Array | None = None,
+        *,
+        deterministic: bool,
+        last_only: bool = False,
+    ) -> tuple[Array, Array]:
+        """As `TransformerPolicy`, but position m sees itself alone; a return-to-go is one more
+        input beside the state.
+        """
+        del mask, deterministic  # no position sees another; no dropout
+        x = observation
+        if return_to_go is not None:
+            x = jnp.concatenate([return_to_go[..., None], x], axis=-1)
+        x = x[..., -1:, :] if last_only else x
+        widths = (self.hidden_dim,) * 3
+        gain = 2.0**0.5
+        gaussian = GaussianMLP(widths, self.action_dim, "orthogonal", gain, name="gaussian")
+        return gaussian(x)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from tgcvg_jax.types import Task
 
@@ -24,6 +26,22 @@ class Summary(NamedTuple):
     std: float
     low: float
     high: float
+
+
+class Comparison(NamedTuple):
+    """How far apart the means of two sets of values are.
+
+    Attributes:
+      difference: of the means, second minus first, in the values' unit.
+      low: lower end of Welch's interval of the difference.
+      high: upper end.
+      p: of the two-sided Welch test that the true means are equal, in [0, 1].
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
 
 
 def normalized_score(returns: ArrayLike, task: Task) -> np.ndarray | None:
@@ -82,3 +100,54 @@ def summarize(values: ArrayLike) -> Summary:
     """Mean, standard deviation and 95 % bootstrap interval of [N] values, one per seed."""
     values = np.asarray(values, np.float64)
     return Summary(float(values.mean()), float(values.std()), *bootstrap_interval(values))
+
+
+def welch(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Comparison | None:
+    """Welch's t-test: are the means of two sets of seeds equal, whatever their variances?
+
+    The sets are taken as independent, also where both have the same seeds: another dataset makes
+    another training of the same seed.
+
+    Args:
+      first: [N] values, one for each seed.
+      second: [M] values; the difference is theirs minus the first's.
+      confidence: nominal coverage of the interval, in (0, 1).
+
+    Returns:
+      The comparison; None where there is no estimate of the spread: a set of fewer than two
+      values, or two sets that both do not vary.
+
+    Raises:
+      ValueError: a set that is not a vector.
+    """
+    first, second = (np.asarray(x, np.float64) for x in (first, second))
+    for values in (first, second):
+        if values.ndim != 1:
+            raise ValueError(f"values must be a vector, got shape {values.shape}")
+    if min(first.size, second.size) < 2 or not (np.ptp(first) or np.ptp(second)):
+        return None
+    test = stats.ttest_ind(second, first, equal_var=False)
+    low, high = test.confidence_interval(confidence)
+    difference = float(second.mean() - first.mean())
+    return Comparison(difference, float(low), float(high), float(test.pvalue))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusts the p-values of one family of tests, so that `p < 0.05` errs once in 20 families.
+
+    Holm (1979), "A simple sequentially rejective multiple test procedure": the smallest of m is
+    multiplied by m, the next by m - 1, and so on; none becomes less than a smaller one, or
+    more than 1.
+
+    Args:
+      p_values: [m], in any order.
+
+    Returns:
+      [m], in the same order.
+    """
+    count = len(p_values)
+    adjusted, largest = [0.0] * count, 0.0
+    for rank, i in enumerate(sorted(range(count), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (count - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted

@@ -15,6 +15,13 @@ field whose values may be negative, or must lie between 0 and 1, is named in con
 checkpoints, resuming, streaming, tables and pictures then work as they are.
 """
 
-from tgcvg_jax.synthesizers import gta, s4rl, synther, tgcvg
+from tgcvg_jax.synthesizers import admpo, duplicate, gta, s4rl, synther, tgcvg
 
-SYNTHESIZERS = {"tgcvg": tgcvg, "gta": gta, "synther": synther, "s4rl": s4rl}
+SYNTHESIZERS = {
+    "tgcvg": tgcvg,
+    "gta": gta,
+    "synther": synther,
+    "s4rl": s4rl,
+    "duplicate": duplicate,
+    "admpo": admpo,
+}

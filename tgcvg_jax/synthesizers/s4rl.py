@@ -12,12 +12,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tgcvg_jax.config import replace_nested
-from tgcvg_jax.data import windows
-from tgcvg_jax.data.dataset import episode_starts
 from tgcvg_jax.data.normalize import fit_normalizer
+from tgcvg_jax.synthesizers import copies
 from tgcvg_jax.types import (
     Array,
     Dataset,
@@ -61,54 +59,30 @@ class Data:
     """What `generate` reads.
 
     Attributes:
-      transition: fields [M, ...].
-      timestep: [M].
-      return_to_go: [M].
-      remaining: [M].
-      starts: [W], of segments that together cover the data once.
+      segments: the data.
       std: [S], of the states.
     """
 
-    transition: Transition
-    timestep: Array
-    return_to_go: Array
-    remaining: Array
-    starts: Array
+    segments: copies.Segments
     std: Array
 
 
 def make(task: Task, config: Config) -> Synthesizer:
     """The synthesizer: pass after pass through the data, each with noise and order of its own."""
     del task
-    length = config.segment_length
+    length, batch_size = config.segment_length, config.batch_size
 
     def prepare(dataset: Dataset) -> Data:
-        starts = np.flatnonzero(episode_starts(dataset))
-        remaining = np.asarray(dataset.remaining)
-        first = np.repeat(starts, remaining[starts])  # [M], of the row's episode
-        return Data(
-            transition=dataset.transition,
-            timestep=dataset.timestep,
-            return_to_go=dataset.return_to_go,
-            remaining=dataset.remaining,
-            starts=jnp.asarray(np.flatnonzero((np.arange(dataset.size) - first) % length == 0)),
-            std=fit_normalizer(dataset.transition.observation, eps=0.0).std,
-        )
+        std = fit_normalizer(dataset.transition.observation, eps=0.0).std
+        return Data(copies.prepare(dataset, length), std)
 
     def generate(states: dict[str, PyTree], data: Data, key: PRNGKey, chunk: Array) -> Trajectories:
         del states
         epoch_key, chunk_key = jax.random.split(key)
-        batch_size = min(config.batch_size, len(data.starts))
-        starts = windows.epoch_starts(epoch_key, data.starts, batch_size, chunk)
-        rows = (data.transition, data.timestep, data.return_to_go)
-        transition, timestep, return_to_go = windows.take_windows(rows, starts, length)
+        drawn = copies.draw(data.segments, epoch_key, chunk, length=length, batch_size=batch_size)
         noise_keys = jax.random.split(jax.random.fold_in(chunk_key, chunk))
-        return Trajectories(
-            transition=add_noise(noise_keys, transition, config.noise_std * data.std),
-            timestep=timestep,
-            return_to_go=return_to_go,
-            mask=jnp.arange(length) < data.remaining[starts][:, None],
-        )
+        noise_std = config.noise_std * data.std
+        return drawn._replace(transition=add_noise(noise_keys, drawn.transition, noise_std))
 
     return Synthesizer({}, prepare, generate)
 

@@ -3,23 +3,40 @@
 A Transformer-CQL policy is rolled out against an any-step dynamics model from the first L states
 of real windows of K transitions, for H = K + 1 - L steps. Generated transition i stands where
 transition L - 1 + i of its window stood, and inherits its terminal, time step and return-to-go.
+
+Beyond the paper, by fields of the config: another policy as the generator, an ensemble as the
+dynamics, terminals of its own, rollouts that stop where the ensemble disagrees, other starts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tgcvg_jax import tasks
 from tgcvg_jax.config import replace_nested
 from tgcvg_jax.data import windows
-from tgcvg_jax.models import any_step_dynamics, transformer_cql
+from tgcvg_jax.data.dataset import first_rows
+from tgcvg_jax.envs import termination
+from tgcvg_jax.models import (
+    any_step_dynamics,
+    ensemble_dynamics,
+    terminal_classifier,
+    transformer_cql,
+)
+from tgcvg_jax.synthesizers.model_rollout import Noise, plausible, rollout, until
 from tgcvg_jax.types import (
     Array,
     Dataset,
+    Learner,
+    Policy,
     PRNGKey,
     PyTree,
     Synthesizer,
@@ -42,6 +59,25 @@ class Config:
     deterministic_policy: bool = False  # True: mean actions; the paper samples
     max_reward_ratio: float = 2.0  # drop a trajectory whose mean reward exceeds this times the max,
     min_reward_slack: float = 0.0  # or falls short of the min by more than this; mazes: 1
+
+    # Beyond the paper.
+    dynamics_model: Literal["any_step", "ensemble"] = "any_step"
+    ensemble: ensemble_dynamics.Config = ensemble_dynamics.Config()  # trained in place of dynamics
+    max_disagreement: float | None = None  # stop a rollout where the ensemble disagrees more than
+    # in this share of the data's transitions; None: all rollouts have H steps
+    dynamics_noise: Literal["sampled", "mean", "calibrated"] = "sampled"  # calibrated: scaled so
+    # that its size is that of the errors on held-out transitions
+    terminals: Literal["inherited", "rule", "classifier"] = "inherited"  # rule: the environment's;
+    # with this and the learned classifier a rollout ends where the robot falls
+    classifier: terminal_classifier.Config = terminal_classifier.Config()
+    terminal_threshold: float = 0.5  # probability from which the classifier says terminal
+    start_temperature: float | None = None  # start from episodes with probability ~ exp(their
+    # return in standard deviations / this); None: uniform, as published
+    left_padded: bool = False  # also start from the first L - 1 steps of episodes, with shorter
+    # histories; as published they are never generated
+    return_factor: float = (
+        1.0  # a generator that asks for a return asks for this times the source's
+    )
 
     @property
     def horizon(self) -> int:
@@ -70,7 +106,12 @@ PRESETS = {
         "rollout_batch": 250,
     },
 }
-MODEL_KINDS = {"policy": "transformer_cql", "dynamics": "any_step_dynamics"}
+MODEL_KINDS = {
+    "policy": "transformer_cql",
+    "dynamics": "any_step_dynamics",
+    "ensemble": "ensemble_dynamics",
+    "classifier": "terminal_classifier",
+}
 NUM_TRANSITIONS = {"paper": 5_000_000, "quick": 50_000}
 
 
@@ -114,156 +155,220 @@ class Data:
     """What `generate` reads.
 
     Attributes:
-      observation: [M, S], raw.
-      discount: [M].
+      transition: fields [M, ...], raw.
       timestep: [M].
       return_to_go: [M].
-      starts: [W], all starts of windows of K transitions.
+      age: [M], rows that the row's episode has before it.
+      positions: [W], rows where a rollout may begin.
+      cdf: [W], cumulative probability of the positions; None: every one once in an epoch.
       reward_range: [2], lowest and highest reward of the dataset.
     """
 
-    observation: Array
-    discount: Array
+    transition: Transition
     timestep: Array
     return_to_go: Array
-    starts: Array
+    age: Array
+    positions: Array
+    cdf: Array | None
     reward_range: Array
 
 
-@flax.struct.dataclass
-class Noise:
-    """Random draws of a rollout of H steps.
+class Dynamics(NamedTuple):
+    """One of the dynamics models, as the rollout sees it; functions of its trained state.
 
     Attributes:
-      action: [H, B, A], standard normal.
-      dynamics: [H, B, S + 1], standard normal.
-      dropout: [H] PRNG keys; None turns dropout off.
+      name: of the model and of the field of its config.
+      learner: trains it.
+      step: (state, observation, action, noise, key) -> (next observation, reward).
+      calibration: (state, transitions, key) -> [S + 1], factor on the noise.
+      disagreement: (state, observation, action) -> [...]; None if there is nobody to disagree.
     """
 
-    action: Array
-    dynamics: Array
-    dropout: Array | None
+    name: str
+    learner: Learner
+    step: Callable[..., tuple[Array, Array]]
+    calibration: Callable[..., Array]
+    disagreement: Callable[..., Array] | None = None
 
 
-def rollout(
-    policy: transformer_cql.State,
-    dynamics: any_step_dynamics.State,
-    context: Array,
-    noise: Noise,
-    *,
-    task: Task,
-    config: Config,
-) -> Transition:
-    """The autoregressive rollout, as one scan over a sliding window of L states.
+def make_dynamics(task: Task, config: Config) -> Dynamics:
+    """The dynamics model that the config names."""
+    if config.dynamics_model == "ensemble":
+        module, name = ensemble_dynamics, "ensemble"
+    else:
+        module, name = any_step_dynamics, "dynamics"
+    bound = dict(task=task, config=getattr(config, name))
+    learner = module.make(**bound)
+    if name == "ensemble":
+        calibration = lambda state, t, key: module.calibration(state, t, **bound)  # noqa: E731
+        disagreement = functools.partial(module.disagreement, **bound)
+        step = functools.partial(module.step_model, **bound)
+        return Dynamics(name, learner, step, calibration, disagreement)
 
-    Args:
-      policy: trained Transformer-CQL, one seed.
-      dynamics: trained dynamics, one seed.
-      context: [B, L, S], real states, raw; the first action is taken in the last of them.
-      noise: the draws; their leading axis is the number of steps.
-      task: the task.
-      config: the config.
+    def of_dropout(f: Callable) -> Callable:
+        """`f`, whose last argument is a key for dropout, without it where there is none."""
+        return lambda *x: f(*x[:-1], x[-1] if config.dynamics_dropout else None, **bound)
 
-    Returns:
-      Fields [B, H, ...]; discounts are all 1.
-    """
-    actor = transformer_cql.make_actor(task, config.policy)
-
-    def step(window: Array, noise: Noise) -> tuple[Array, Transition]:
-        observation = window[:, -1]
-        action = transformer_cql.sample_action(
-            actor, policy.params["actor"], policy.normalizer(window), noise.action
-        )
-        next_observation, reward = any_step_dynamics.step_model(
-            dynamics, observation, action, noise.dynamics, noise.dropout,
-            task=task, config=config.dynamics,
-        )  # fmt: skip
-        # Raw, so that the next observation is this one's successor to the last bit.
-        window = jnp.concatenate([window[:, 1:], next_observation[:, None]], axis=1)
-        discount = jnp.ones_like(reward)
-        return window, Transition(observation, action, reward, discount, next_observation)
-
-    _, transitions = jax.lax.scan(step, context, noise)
-    t = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transitions)
-    # The compiler may round a state otherwise where it is emitted than where it is carried.
-    following = jnp.concatenate([t.observation[:, 1:], t.next_observation[:, -1:]], axis=1)
-    return t._replace(next_observation=following)
+    return Dynamics(name, learner, of_dropout(module.step_model), of_dropout(module.calibration))
 
 
-def keep_plausible(transition: Transition, reward_range: Array, config: Config) -> Array:
-    """[B] bool: no NaN or infinity anywhere, and a mean reward near the dataset's range.
-
-    A filter for explosions, not for quality. As released, a trajectory goes if its mean reward is
-    below the dataset's lowest reward (less 1 in mazes) or above twice the highest; where the
-    highest is negative, twice it would be no upper bound, so the bound is high + |high| there. The
-    released code looks for NaN in the rewards alone.
-    """
-    mean = jnp.mean(transition.reward, axis=1)
-    low, high = reward_range
-    low = low - config.min_reward_slack
-    high = high + (config.max_reward_ratio - 1.0) * jnp.abs(high)
-    finite = [
-        jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(transition)
-    ]
-    return jnp.all(jnp.stack(finite), axis=0) & (mean >= low) & (mean <= high)
-
-
-def make(task: Task, config: Config) -> Synthesizer:
+def make(task: Task, config: Config, generator: Policy | None = None) -> Synthesizer:
     """The synthesizer.
 
+    Args:
+      task: the task.
+      config: the config.
+      generator: a policy to roll out in place of Transformer-CQL. `generate` finds its trained
+        state in `states["policy"]` too, but it is no model that the synthesizer trains.
+
     Raises:
-      UserError: the window K is shorter than the policy's context L.
+      UserError: the window K is shorter than the policy's context L, or the environment has no
+        rule for terminals, or there is no ensemble to disagree.
     """
     length, horizon = config.policy.context_length, config.horizon
-    if horizon < 1:
-        raise UserError(
-            f"window_length K = {config.window_length} leaves nothing to generate after "
-            f"policy.context_length L = {length} states; K must be at least L"
-        )
+    check(task, config)
+    dynamics = make_dynamics(task, config)
+    models: dict[str, Learner] = {dynamics.name: dynamics.learner}
+    policy = generator
+    if policy is None:
+        models = {"policy": transformer_cql.make(task, config.policy)} | models
+        policy = models["policy"].policy
+    if config.terminals == "classifier":
+        models["classifier"] = terminal_classifier.make(task, config.classifier)
 
     def prepare(dataset: Dataset) -> Data:
         windows.require_windows(dataset, config.window_length, "the source window K")
-        count = windows.num_windows(dataset, config.window_length)
+        if config.left_padded:
+            positions = dataset.order[: windows.num_windows(dataset, horizon)]
+        else:
+            count = windows.num_windows(dataset, config.window_length)
+            positions = dataset.order[:count] + length - 1
+        first = first_rows(dataset)
+        cdf = None
+        if config.start_temperature is not None:
+            returns = np.asarray(dataset.return_to_go)[first[np.asarray(positions)]]
+            cdf = jnp.asarray(softmax_cdf(returns, config.start_temperature))
         reward = dataset.transition.reward
         return Data(
-            observation=dataset.transition.observation,
-            discount=dataset.transition.discount,
+            transition=dataset.transition,
             timestep=dataset.timestep,
             return_to_go=dataset.return_to_go,
-            starts=dataset.order[:count],
+            age=jnp.asarray(np.arange(dataset.size) - first, jnp.int32),
+            positions=positions,
+            cdf=cdf,
             reward_range=jnp.stack([jnp.min(reward), jnp.max(reward)]),
         )
 
-    def generate(states: dict[str, PyTree], data: Data, key: PRNGKey, chunk: Array) -> Trajectories:
-        batch_size = min(config.rollout_batch, len(data.starts))
-        epoch_key, chunk_key = jax.random.split(key)
-        starts = windows.epoch_starts(epoch_key, data.starts, batch_size, chunk)
+    def remember(state: PyTree, data: Data, start: Array) -> tuple[PyTree, Array]:
+        """The generator's memory before row `start` [B], and the reward of the step before."""
+        target = config.return_factor * data.return_to_go[start]
+        if policy.prime is None or length == 1:
+            return policy.init(state, len(start), target), jnp.zeros(len(start))
+        history = windows.take_windows(data.transition, start - (length - 1), length - 1)
+        known = jnp.arange(length - 1, 0, -1) <= data.age[start][:, None]  # [B, L - 1]
+        reward = jnp.where(known, history.reward, 0.0)
+        carry = policy.init(state, len(start), target + jnp.sum(reward, axis=1))
+        return policy.prime(state, carry, history, known), reward[:, -1]
 
-        keys = jax.random.split(jax.random.fold_in(chunk_key, chunk), 3)
-        action_shape = (horizon, batch_size, task.action_dim)
-        scale = 0.0 if config.deterministic_policy else 1.0
+    def ending(
+        states: dict[str, PyTree], data: Data, transition: Transition, inherited: Array
+    ) -> tuple[Array, Array]:
+        """Discounts, and which steps count, [B, H] each."""
+        mask, discount = jnp.ones_like(inherited, bool), inherited
+        if config.terminals != "inherited":
+            if config.terminals == "rule":
+                terminal = termination.rule(task)(transition.next_observation)
+            else:
+                probability = terminal_classifier.probability(
+                    states["classifier"], transition.observation, transition.action,
+                    transition.next_observation, task=task, config=config.classifier,
+                )  # fmt: skip
+                terminal = probability > config.terminal_threshold
+            discount = 1.0 - terminal.astype(inherited.dtype)
+            mask &= until(terminal, inclusive=True)
+        if config.max_disagreement is not None:
+            state = states[dynamics.name]
+            some = some_rows(data.transition, 2_000)
+            usual = dynamics.disagreement(state, some.observation, some.action)
+            doubt = dynamics.disagreement(state, transition.observation, transition.action)
+            mask &= until(doubt > jnp.quantile(usual, config.max_disagreement), inclusive=False)
+        return discount, mask
+
+    def generate(states: dict[str, PyTree], data: Data, key: PRNGKey, chunk: Array) -> Trajectories:
+        batch_size = min(config.rollout_batch, len(data.positions))
+        start_key, chunk_key = jax.random.split(key)
+        if data.cdf is None:
+            start = windows.epoch_starts(start_key, data.positions, batch_size, chunk)
+        else:
+            uniform = jax.random.uniform(jax.random.fold_in(start_key, chunk), (batch_size,))
+            start = data.positions[jnp.searchsorted(data.cdf, uniform, side="right")]
+        keys = jax.random.split(jax.random.fold_in(chunk_key, chunk), 4)
+        shape = (horizon, batch_size, task.observation_dim + 1)
         noise = Noise(
-            action=scale * jax.random.normal(keys[0], action_shape),
-            dynamics=jax.random.normal(keys[1], (horizon, batch_size, task.observation_dim + 1)),
-            dropout=jax.random.split(keys[2], horizon) if config.dynamics_dropout else None,
+            action=jax.random.split(keys[0], horizon),
+            dynamics=jax.random.normal(keys[1], shape),
+            model=jax.random.split(keys[2], horizon),
         )
-        context = windows.take_windows(data.observation, starts, length)
+        if config.dynamics_noise != "sampled":
+            scale = 0.0
+            if config.dynamics_noise == "calibrated":
+                last = jax.tree.map(lambda x: x[-1_000:], data.transition)  # held out in training
+                scale = dynamics.calibration(states[dynamics.name], last, keys[3])
+            noise = noise.replace(dynamics=scale * noise.dynamics)
+
+        carry, reward = remember(states["policy"], data, start)
         transition = rollout(
-            states["policy"], states["dynamics"], context, noise, task=task, config=config
+            lambda carry, observation, reward, key: policy.act(
+                states["policy"], carry, observation, reward, key, config.deterministic_policy
+            ),
+            functools.partial(dynamics.step, states[dynamics.name]),
+            carry,
+            data.transition.observation[start],
+            reward,
+            noise,
         )
-        inherited = (data.discount, data.timestep, data.return_to_go)
-        inherited = windows.take_windows(inherited, starts + length - 1, horizon)
-        discount, timestep, return_to_go = inherited
-        keep = keep_plausible(transition, data.reward_range, config)
+        inherited = (data.transition.discount, data.timestep, data.return_to_go)
+        discount, timestep, return_to_go = windows.take_windows(inherited, start, horizon)
+        discount, mask = ending(states, data, transition, discount)
+        keep = plausible(
+            transition, mask, data.reward_range, config.min_reward_slack, config.max_reward_ratio
+        )
         return Trajectories(
             transition=transition._replace(discount=discount),
             timestep=timestep,
             return_to_go=return_to_go,
-            mask=jnp.broadcast_to(keep[:, None], (batch_size, horizon)),
+            mask=mask & keep[:, None],
         )
 
-    models = {
-        "policy": transformer_cql.make(task, config.policy),
-        "dynamics": any_step_dynamics.make(task, config.dynamics),
-    }
     return Synthesizer(models, prepare, generate)
+
+
+def check(task: Task, config: Config) -> None:
+    """A UserError if the parts of a config don't go together."""
+    if config.horizon < 1:
+        raise UserError(
+            f"window_length K = {config.window_length} leaves nothing to generate after "
+            f"policy.context_length L = {config.policy.context_length} states; K must be at least L"
+        )
+    if config.terminals == "rule" and termination.rule(task) is None:
+        raise UserError(
+            f"terminals=rule: there is none for environment {task.environment or '(none)'}; "
+            "use terminals=classifier"
+        )
+    if config.max_disagreement is not None and config.dynamics_model != "ensemble":
+        raise UserError("max_disagreement needs --set dynamics_model=ensemble")
+
+
+def softmax_cdf(returns: np.ndarray, temperature: float) -> np.ndarray:
+    """Cumulative probabilities ~ exp(standardised return / temperature), [W], the last one 1."""
+    score = (returns - returns.mean()) / (returns.std() + 1e-6) / max(temperature, 1e-6)
+    cdf = np.cumsum(np.exp(score - score.max()), dtype=np.float64)
+    cdf = (cdf / cdf[-1]).astype(np.float32)
+    cdf[-1] = 1.0  # a uniform draw is below
+    return cdf
+
+
+def some_rows(transition: Transition, count: int) -> Transition:
+    """At most `count` rows, evenly spread."""
+    size = len(transition.reward)
+    return jax.tree.map(lambda x: x[:: max(size // count, 1)], transition)

@@ -1,0 +1,302 @@
+"""How good is a synthetic dataset? Its metrics, and those of the original data as the floor.
+
+    python -m experiments.quality --env=hopper-medium-mini --synthesizer=tgcvg
+    python -m experiments.quality --env=walker2d-medium-v2 --synthesizer=tgcvg-rule
+
+Single steps are compared with the simulator, set to each state; whole trajectories are replayed in
+it; and the policy that generated them is run in it from the same states. Rows in which a velocity
+is clipped are left out of these, as their true state is unknown (`masked`). What has been measured
+is not measured again. Writes to <workdir>/<env>/<synthesizer>/quality/:
+
+    quality.json    all numbers and curves
+    quality.png     the same, and where the data lies
+    trajectory.png  a synthetic trajectory beside a real one; trajectory.gif, the same in motion
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import _main, _stages
+from tgcvg_jax import quality_plots, reporting, skeletons
+from tgcvg_jax.data import synthetic as synthetic_data
+from tgcvg_jax.data.dataset import fingerprint
+from tgcvg_jax.envs import oracle, termination
+from tgcvg_jax.evaluation import loading, measures, novelty, quality, segments
+from tgcvg_jax.files import atomic_path
+from tgcvg_jax.types import Dataset, Task, UserError, one_line
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("synthesizer", "tgcvg", "Whose data: the folder's name, <synthesizer> or "
+                    "<synthesizer>-<name>.")  # fmt: skip
+flags.DEFINE_string("synthetic", None, "The data, in place of <workdir>/<env>/<synthesizer>/"
+                    "synthetic.hdf5.")  # fmt: skip
+flags.DEFINE_integer("num_transitions", 1_000_000, "Most rows that are measured, as whole segments "
+                     "drawn at random.", lower_bound=1)  # fmt: skip
+flags.DEFINE_integer("num_segments", 300, "Segments that are replayed.", lower_bound=1)
+flags.DEFINE_integer("novelty_rows", 10_000, "Rows whose nearest neighbour in the original data is "
+                     "looked for.", lower_bound=1)  # fmt: skip
+flags.DEFINE_integer("novelty_subset", 100_000, "With --all_novelty: rows of the subset of the "
+                     "original data.", lower_bound=1)  # fmt: skip
+flags.DEFINE_bool("all_novelty", False, "Novelty in all variants that the papers may have meant: "
+                  "of states, actions, both, or all columns; raw or standardised; distance or its "
+                  "square; to all data or a subset.")  # fmt: skip
+flags.DEFINE_string("generator", "auto", "Checkpoint of the policy to run in the simulator. auto: "
+                    "<synthesizer>/policy, if it is there; none: no such run.")  # fmt: skip
+_stages.define_data()
+
+PICTURES = ("quality.png", "trajectory.png", "trajectory.gif")  # the last two not for all tasks
+SHOWN = (
+    ("transitions", "transitions"),
+    ("segments", "segments"),
+    ("mean_length", "mean length"),
+    ("reward", "reward"),
+    ("reward_known", "  where the truth is known"),
+    ("oracle_reward", "  there by the simulator"),
+    ("reward_mse", "squared error of the reward"),
+    ("dynamics_mse", "squared error of the step (std)"),
+    ("dynamics_mse_median", "  its median"),
+    ("masked", "share without known truth"),
+    ("novelty", "novelty, distance (std)"),
+    ("novelty_state", "  of states"),
+    ("novelty_action", "  of actions"),
+    ("terminals_per_1000", "terminals per 1,000"),
+    ("false_terminals_per_1000", "  on a healthy next state"),
+    ("missed_terminals_per_1000", "falls without a terminal per 1,000"),
+    ("after_fall_share", "share of steps after a fall"),
+    ("claimed_return", "return of a segment, in the data"),
+    ("oracle_return", "  its actions in the simulator"),
+    ("generator_return", "  its generator in the simulator"),
+    ("oracle_survival", "share that survives, actions"),
+    ("generator_survival", "  generator"),
+)
+
+
+def main() -> None:
+    """Measures what is missing, prints and draws all."""
+    label = FLAGS.synthesizer
+    task, dataset = _stages.load()
+    data = fingerprint(dataset)
+    path, identity = locate(task, data)
+    generator = find_generator(task, label)
+    directory = _main.task_dir(task, label, "quality")
+    _main.require_writable(directory)
+    results_path = directory / "quality.json"
+    record = read_record(results_path)
+
+    groups = choose_groups(task, generator)
+    base = {"file": identity, "data": data, "seed": FLAGS.seed}
+    base |= {"num_transitions": FLAGS.num_transitions, "num_segments": FLAGS.num_segments}
+    wanted = {name: {**base, **settings} for name, (settings, _) in groups.items()}
+    done = record["settings"].get("groups", {})
+    missing = [name for name in groups if done.get(name) != wanted[name]]
+    if missing or not (directory / PICTURES[0]).exists():
+        inputs = load_inputs(task, dataset, path)
+        for name in missing:
+            found = groups[name][1](inputs)
+            # Another file's numbers must not stand beside this one's.
+            current = {n: s for n, s in done.items() if s == wanted.get(n, {**s, **base})}
+            done = {**current, name: wanted[name]}
+            record = merge(record, found, name, done)
+            record |= {
+                "env": task.name,
+                "environment": task.environment,
+                "synthesizer": label,
+                "synthetic": str(path),
+                "seed": FLAGS.seed,
+                "rows": len(inputs.sample.timestep),
+                "versions": _main.versions(),
+            }
+            write_json(results_path, record)
+        draw(directory, inputs, record)
+    print_table(record["metrics"])
+    for line in remarks(task, generator):
+        print(line)
+    written = [name for name in ("quality.json", *PICTURES) if (directory / name).exists()]
+    print(f"written to {directory}/: {', '.join(written)}")
+
+
+def locate(task: Task, data: str) -> tuple[Path, dict[str, Any]]:
+    """The synthetic file, and what tells it from others; `data` is the original's fingerprint."""
+    label = FLAGS.synthesizer
+    path = _main.task_dir(task, label, "synthetic.hdf5")
+    if FLAGS.synthetic is not None:
+        path = Path(FLAGS.synthetic).expanduser()
+    if not path.exists():
+        name, _, ending = label.partition("-")
+        command = f"python -m experiments.synthesize --env={task.name} --synthesizer={name}"
+        command += f" --name={ending}" if ending else ""
+        raise UserError(f"{path}: not there; make it with: {command} --workdir={FLAGS.workdir}")
+    made_in = synthetic_data.environment_of(path)
+    if made_in not in (None, task.environment):
+        raise UserError(f"{path}: was made for {made_in}, but {task.name} is in {task.environment}")
+    try:
+        with h5py.File(path) as f:
+            rewards, about = f["rewards"][:], json.loads(f.attrs.get("identity", "{}"))
+    except (OSError, KeyError, ValueError) as e:
+        raise UserError(f"{path}: damaged, or no synthetic dataset ({one_line(e)})") from e
+    if about.get("data", data) != data:
+        warnings.warn(
+            "the file was made from other data than this, so distances to it and the generator's "
+            "starts say little; give --dataset, --subset and --mix as then",
+            stacklevel=1,
+        )
+    checksum = zlib.crc32(np.ascontiguousarray(rewards).view(np.uint8).data)
+    return path, {"rows": len(rewards), "crc32_rewards": f"{checksum:08x}"}
+
+
+def find_generator(task: Task, label: str) -> loading.Trained | None:
+    """The policy that generated the data, if there is one."""
+    folder = FLAGS.generator
+    if folder == "none" or not oracle.is_known(task):
+        return None
+    if folder == "auto":
+        folder = _main.task_dir(task, label, "policy")
+        try:
+            config = json.loads((folder.parent / "config.json").read_text())
+            other = config.get("models_from", {}).get("policy")
+        except (OSError, ValueError, AttributeError):
+            other = None
+        folder = _main.task_dir(task, other, "policy") if other else folder
+        if not folder.exists():
+            return None
+    trained = loading.load(folder)
+    if trained.learner.policy is None:
+        raise UserError(f"--generator={folder}: a {trained.kind} is no policy")
+    dims = [(t.observation_dim, t.action_dim) for t in (trained.task, task)]
+    if dims[0] != dims[1]:
+        raise UserError(f"--generator={folder}: is a policy for {trained.task.name}")
+    return trained
+
+
+def choose_groups(
+    task: Task, generator: loading.Trained | None
+) -> dict[str, tuple[dict[str, Any], Callable[[measures.Inputs], dict[str, Any]]]]:
+    """What can be measured: name -> what it depends on beyond the data, and how."""
+    groups = {"content": ({}, measures.content)}
+    if oracle.is_known(task):
+        groups["one_step"] = (
+            {"original_rows": measures.ORIGINAL_ROWS, "near_limit": segments.NEAR_LIMIT},
+            measures.steps,
+        )
+        groups["replay"] = ({"near_limit": segments.NEAR_LIMIT}, measures.replays)
+        if generator is not None:
+            about = {"kind": generator.kind, "step": int(np.max(generator.state.step)),
+                     "history": measures.HISTORY, "actions": "sampled"}  # fmt: skip
+            groups["generator"] = (about, lambda inputs: measures.generator(inputs, generator))
+    rows = {"novelty_rows": FLAGS.novelty_rows, "held_out": novelty.HELD_OUT}
+    groups["novelty"] = (rows, measures.nearest_rows)
+    if FLAGS.all_novelty:
+        rows = {**rows, "novelty_subset": FLAGS.novelty_subset}
+        groups["novelty_grid"] = (rows, measures.nearest_rows_all_ways)
+    return groups
+
+
+def load_inputs(task: Task, dataset: Dataset, path: Path) -> measures.Inputs:
+    """Reads the sample and chooses segments."""
+    sample, lengths = synthetic_data.read_segments(path, FLAGS.num_transitions, FLAGS.seed)
+    shape = (sample.transition.observation.shape[1], sample.transition.action.shape[1])
+    if shape != (task.observation_dim, task.action_dim):
+        raise UserError(f"{path}: its states and actions have {shape} entries, but {task.name} "
+                        f"has {(task.observation_dim, task.action_dim)}")  # fmt: skip
+    original = jax.tree.map(np.asarray, dataset.transition)
+    made = segments.sample_segments(sample, FLAGS.num_segments, FLAGS.seed)
+    windows = segments.original_segments(dataset, made.length, FLAGS.seed)
+    scale = quality.unit(original.observation)
+    console = reporting.Console()
+    return measures.Inputs(
+        task, dataset, original, sample, lengths, made, windows, scale, FLAGS.seed,
+        FLAGS.novelty_rows, FLAGS.novelty_subset, console,
+    )  # fmt: skip
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What has been measured already; nothing if the file can't be read."""
+    empty = {"metrics": {}, "curves": {}, "distributions": {}, "settings": {}}
+    try:
+        found = json.loads(path.read_text())
+        return {**empty, **found} if all(isinstance(found[k], dict) for k in empty) else empty
+    except (OSError, ValueError, KeyError, TypeError):
+        return empty
+
+
+def merge(
+    record: dict[str, Any], found: dict[str, Any], group: str, done: dict[str, Any]
+) -> dict[str, Any]:
+    """The record with a group's results, without those of groups that are out of date."""
+    owners = record["settings"].get("owners", {})
+    owners = {name: owner for name, owner in owners.items() if owner in done and owner != group}
+    merged = dict(record)
+    for part in ("metrics", "curves", "distributions"):
+        kept = {k: v for k, v in record[part].items() if f"{part}.{k}" in owners}
+        merged[part] = kept | found.get(part, {})
+        owners |= {f"{part}.{k}": group for k in found.get(part, {})}
+    merged["settings"] = {"groups": done, "owners": owners}
+    return merged
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def draw(directory: Path, inputs: measures.Inputs, record: dict[str, Any]) -> None:
+    """The pictures: the longest of the segments beside the real steps from the same state."""
+    quality_plots.quality_figure(
+        directory / "quality.png", inputs.task, record, inputs.original,
+        inputs.sample.transition, seed=FLAGS.seed,
+    )  # fmt: skip
+    made, windows = inputs.made, inputs.windows
+    rows = measures.find_starts(inputs, made)
+    remaining = np.asarray(inputs.dataset.remaining)
+    best = int(np.argmax(made.length + 0.5 * (rows >= 0)))  # one that starts in a real state
+    length, row = int(made.length[best]), int(rows[best])
+    if row >= 0:
+        real = inputs.original.observation[row : row + min(length, int(remaining[row]))]
+    else:
+        real = windows.transition.observation[best, : windows.length[best]]
+    skeletons.trajectory_strip(
+        directory / "trajectory.png", directory / "trajectory.gif", inputs.task, real,
+        made.transition.observation[best, :length],
+    )  # fmt: skip
+
+
+def print_table(metrics: Mapping[str, Mapping[str, float | None]]) -> None:
+    """All metrics, those without a name of their own last."""
+    labels = dict(SHOWN)
+    names = [n for n in labels if n in metrics] + sorted(set(metrics) - set(labels))
+    show = lambda x: "-" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:.4g}"  # noqa: E731
+    rows = [
+        (labels.get(n, n), show(metrics[n]["original"]), show(metrics[n]["synthetic"]))
+        for n in names
+    ]
+    print(_main.table(rows, ("", "original", "synthetic")))
+
+
+def remarks(task: Task, generator: loading.Trained | None) -> list[str]:
+    """What was left out, and why."""
+    lines = []
+    if not oracle.is_known(task):
+        lines.append(f"not measured, as there is no oracle for {task.environment or '(none)'}: "
+                     "errors of steps and rewards, replays, the generator itself")  # fmt: skip
+    if termination.rule(task) is None:
+        lines.append(f"not measured, as states of {task.environment or '(none)'} do not tell when "
+                     "an episode ends: terminals")  # fmt: skip
+    if oracle.is_known(task) and generator is None and FLAGS.generator != "none":
+        lines.append("no policy was run in the simulator: there is none beside the data")
+    return lines
+
+
+if __name__ == "__main__":
+    _main.run(main, without=("preset", "set"))
