@@ -12,7 +12,7 @@ from absl import flags
 from experiments import _main
 from tgcvg_jax import config as config_lib
 from tgcvg_jax import data, reporting, training
-from tgcvg_jax.checkpoint import EXTENDABLE, Checkpointer, read_metadata
+from tgcvg_jax.checkpoint import ACTING, EXTENDABLE, Checkpointer, read_metadata
 from tgcvg_jax.data import subsets
 from tgcvg_jax.data.dataset import fingerprint
 from tgcvg_jax.synthesizers import SYNTHESIZERS
@@ -147,7 +147,7 @@ def open_checkpoints(
         folder = _main.task_dir(task, reused.get(model) or _main.labelled(name), model)
         if model in reused and read_metadata(folder, missing_ok=True) is None:
             raise UserError(f"--models_from: {folder} holds no trained model; train it first")
-        changeable = () if model in reused else extendable(learner)
+        changeable = ACTING if model in reused else extendable(learner)
         try:
             opened[model] = Checkpointer(folder, about, changeable, standard)
         except UserError as e:
@@ -185,8 +185,9 @@ def defaults(config: Any) -> dict[str, Any]:
 
 def extendable(learner: Model) -> tuple[str, ...]:
     """Fields of the config that may change between a run and its continuation."""
-    if not isinstance(learner, Learner) or learner.num_steps is None:
+    if isinstance(learner, Learner) and learner.num_steps is None:
         return EXTENDABLE
+    # Of a model that is made later, nothing is known yet; it may have such a learning rate.
     return tuple(name for name in EXTENDABLE if name != "num_steps")
 
 

@@ -52,7 +52,7 @@ flags.DEFINE_bool("all_novelty", False, "Novelty in all variants that the papers
                   "of states, actions, both, or all columns; raw or standardised; distance or its "
                   "square; to all data or a subset.")  # fmt: skip
 flags.DEFINE_string("generator", "auto", "Checkpoint of the policy to run in the simulator. auto: "
-                    "<synthesizer>/policy, if it is there; none: no such run.")  # fmt: skip
+                    "the one that the run used, if it is there; none: no such run.")  # fmt: skip
 _stages.define_data()
 
 PICTURES = ("quality.png", "trajectory.png", "trajectory.gif")  # the last two not for all tasks
@@ -161,13 +161,7 @@ def find_generator(task: Task, label: str) -> loading.Trained | None:
     if folder == "none" or not oracle.is_known(task):
         return None
     if folder == "auto":
-        folder = _main.task_dir(task, label, "policy")
-        try:
-            config = json.loads((folder.parent / "config.json").read_text())
-            other = config.get("models_from", {}).get("policy")
-        except (OSError, ValueError, AttributeError):
-            other = None
-        folder = _main.task_dir(task, other, "policy") if other else folder
+        folder = recorded_generator(task, label)
         if not folder.exists():
             return None
     trained = loading.load(folder)
@@ -177,6 +171,19 @@ def find_generator(task: Task, label: str) -> loading.Trained | None:
     if dims[0] != dims[1]:
         raise UserError(f"--generator={folder}: is a policy for {trained.task.name}")
     return trained
+
+
+def recorded_generator(task: Task, label: str) -> Path:
+    """Where the policy of a run is: its own, that of another run, or a learner's."""
+    own = _main.task_dir(task, label, "policy")
+    try:
+        config = json.loads((own.parent / "config.json").read_text())
+        if "generator" in config:
+            return Path(config["generator"]["folder"]).expanduser()
+        other = config.get("models_from", {}).get("policy")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return own
+    return _main.task_dir(task, other, "policy") if other else own
 
 
 def choose_groups(

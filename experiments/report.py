@@ -27,10 +27,11 @@ from absl import flags
 
 from experiments import _main
 from tgcvg_jax import config as config_lib
-from tgcvg_jax.evaluation import report, report_tables
-from tgcvg_jax.evaluation.document import Table, mark
-from tgcvg_jax.evaluation.results import ALL, gather
 from tgcvg_jax.learners import LEARNERS
+from tgcvg_jax.report import page
+from tgcvg_jax.report.document import Table, mark
+from tgcvg_jax.report.results import ALL, REPORT, gather
+from tgcvg_jax.report.tables import score_table
 from tgcvg_jax.synthesizers import SYNTHESIZERS
 
 FLAGS = flags.FLAGS
@@ -41,11 +42,11 @@ def main() -> None:
     modules = {**LEARNERS, **SYNTHESIZERS}
     defaults = {name: config_lib.to_dict(module.Config()) for name, module in modules.items()}
     results = gather(Path(FLAGS.workdir).expanduser(), FLAGS.env, defaults)
-    _main.require_writable(results.workdir / report.REPORT)
-    folder = report.write(results)
+    _main.require_writable(results.workdir / REPORT)
+    folder = page.write(results)
     for problem in results.problems:
         warnings.warn(f"could not be read: {problem}", stacklevel=1)
-    tables = [report_tables.score_table(results, learner) for learner in results.learners]
+    tables = [score_table(results, learner) for learner in results.learners]
     for learner, table in zip(results.learners, tables):
         print(as_text(learner, table))
         print()

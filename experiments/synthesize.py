@@ -160,7 +160,7 @@ def load_generator(task: Task) -> Generator:
         raise UserError(f"--generator_seed={seed}: {FLAGS.generator} has {trained.seeds}")
     state = training.select_seed(trained.state, trained.seeds.index(seed))
     identity = {
-        "folder": str(FLAGS.generator),
+        "folder": str(Path(FLAGS.generator).expanduser().absolute()),
         "kind": trained.kind,
         "seed": seed,
         "step": int(state.step),

@@ -14,9 +14,10 @@ import orbax.checkpoint as ocp
 from tgcvg_jax import config as config_lib
 from tgcvg_jax.types import PyTree, UserError, one_line
 
-# Fields that may change between runs without making the state another one: they say how long to
-# train, not what is trained.
-EXTENDABLE = ("num_steps", "max_epochs")
+# Fields that may change between runs without making the state another one: how the trained policy
+# acts, and how long to train.
+ACTING = ("num_candidates", "mask_padding")
+EXTENDABLE = ("num_steps", "max_epochs", *ACTING)
 
 
 class Checkpointer:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from test_apps import environment, run
 
-from tgcvg_jax.evaluation import report
-from tgcvg_jax.evaluation.results import gather
+from tgcvg_jax.report import page
+from tgcvg_jax.report.results import gather
 
 ENV = "<b>hopper|1"  # a folder's name may be anything
 PIXEL = base64.b64decode(
@@ -132,19 +132,19 @@ def test_a_page_in_two_forms(workdir):
 def test_same_results_same_bytes_and_old_pictures_go(workdir):
     contents = []
     for _ in range(2):
-        folder = report.write(gather(workdir))
+        folder = page.write(gather(workdir))
         contents.append({p.name: p.read_bytes() for p in folder.iterdir()})
         (folder / "notes.txt").write_text("the user's own")
     assert contents[0].items() <= contents[1].items()
     (workdir / ENV / "tgcvg" / "quality" / "quality.json").unlink()
-    folder = report.write(gather(workdir))
+    folder = page.write(gather(workdir))
     left = {p.name for p in folder.iterdir()}
     assert not [name for name in left if name.startswith(("errors", "trade_off"))]
     assert "notes.txt" in left
 
 
 def test_a_run_that_fails_leaves_the_old_report(workdir, monkeypatch):
-    folder = report.write(gather(workdir))
+    folder = page.write(gather(workdir))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     scores = workdir / ENV / "none" / "td3_bc" / "scores.csv"
     scores.write_text(scores.read_text().replace("20", "77"))
@@ -152,9 +152,9 @@ def test_a_run_that_fails_leaves_the_old_report(workdir, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report.document, "to_html", fail)
+    monkeypatch.setattr(page.document, "to_html", fail)
     with pytest.raises(KeyboardInterrupt):
-        report.write(gather(workdir))
+        page.write(gather(workdir))
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert {p.name for p in workdir.iterdir()} == {ENV, "report"}
 

@@ -299,3 +299,26 @@ def test_settings_of_the_papers():
     assert make("maze2d-umaze-v1", "gta").reward_scale == 0.001
     unknown = Task("new", "", 3, 2, 30)
     assert dt.for_task(unknown).target_return is None
+
+
+def test_priming_is_acting_before(task, learner, state, act, dataset):
+    """With the data's actions in place of its own; a whole history, and one of two steps."""
+    count, known, target = 6, (6, 2), np.array([20.0, 12.0], np.float32)
+    t = jax.tree.map(lambda x: jnp.stack([x[:count]] * 2), dataset.transition)
+    mask = jnp.arange(count) >= count - jnp.array(known)[:, None]
+    primed = learner.policy.init(state, 2, target)
+    primed = learner.policy.prime(state, primed, t, mask)
+    now = jnp.stack([dataset.transition.observation[count]] * 2)
+    found, _ = act(primed, now, t.reward[:, -1])
+    for row, length in enumerate(known):
+        window = learner.policy.init(state, 2, target)
+        for i in range(count - length, count):
+            reward = t.reward[:, i - 1] * (i > count - length)
+            _, window = act(window, t.observation[:, i], reward)
+            window = window._replace(action=window.action.at[:, -1].set(t.action[:, i]))
+        for a, b in zip(primed, window):
+            real = np.asarray(window.mask[row])
+            np.testing.assert_allclose(a[row][real], b[row][real], atol=1e-5)
+        expected, _ = act(window, now, t.reward[:, -1])
+        np.testing.assert_allclose(found[row], expected[row], atol=1e-5)
+    np.testing.assert_array_equal(primed.timestep[:, -1], [5, 1])

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from tgcvg_jax import config as config_lib
-from tgcvg_jax.evaluation.document import MISSING, Cell, Notes, Table, count
-from tgcvg_jax.evaluation.records import Scores, extra_settings
-from tgcvg_jax.evaluation.results import Results, Run
 from tgcvg_jax.ops import scores
+from tgcvg_jax.report.document import MISSING, Cell, Notes, Table, count
+from tgcvg_jax.report.records import Scores, extra_settings
+from tgcvg_jax.report.results import Results, Run
 
 SIGNIFICANT = 0.05
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from tgcvg_jax import reporting
-from tgcvg_jax.evaluation import records
-from tgcvg_jax.evaluation.records import Quality, Scores
+from tgcvg_jax.report import records
+from tgcvg_jax.report.records import Quality, Scores
 from tgcvg_jax.tasks import TASKS
 from tgcvg_jax.types import UserError, one_line
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from tgcvg_jax import plotting, score_plots
-from tgcvg_jax.evaluation import document, report_quality, report_settings, report_tables
-from tgcvg_jax.evaluation.document import (
+from tgcvg_jax.ops import scores
+from tgcvg_jax.report import document
+from tgcvg_jax.report.document import (
     Block,
     Bullets,
     Details,
@@ -26,8 +27,10 @@ from tgcvg_jax.evaluation.document import (
     Paragraph,
     count,
 )
-from tgcvg_jax.evaluation.results import REPORT, Results
-from tgcvg_jax.ops import scores
+from tgcvg_jax.report.quality import quality_table
+from tgcvg_jax.report.results import REPORT, Results
+from tgcvg_jax.report.settings import settings_blocks
+from tgcvg_jax.report.tables import comparison_table, generator_table, score_table, unit_of
 
 SIGNATURES = {".png": b"\x89PNG\r\n", ".gif": b"GIF8"}
 UNITS = {"score": "normalised score", "return": "return"}
@@ -101,7 +104,7 @@ class _Builder:
             ("Quality of the data", self.quality_blocks()),
             ("Learning curves", self.curve_blocks()),
             ("Pictures", self.picture_blocks()),
-            ("How each run was made", report_settings.settings_blocks(self.results)),
+            ("How each run was made", settings_blocks(self.results)),
         )
         problems = []
         if self.results.problems:
@@ -141,7 +144,7 @@ class _Builder:
         """A table and its bars for each learner."""
         blocks: list[Block] = []
         for learner in self.results.learners:
-            blocks += [Heading(3, learner), report_tables.score_table(self.results, learner)]
+            blocks += [Heading(3, learner), score_table(self.results, learner)]
             for unit, table in self.bars(learner).items():
                 name = self.name(f"{unit}s", learner, suffix=".png")
                 title = f"{learner}: {UNITS[unit]} of the final policies"
@@ -164,7 +167,7 @@ class _Builder:
         for env in results.envs:
             runs = [results.runs[env, label, learner] for label in results.labels(env, learner)]
             if runs:
-                unit = report_tables.unit_of(runs)
+                unit = unit_of(runs)
                 row = dict.fromkeys(results.labels(learner=learner))
                 for run in runs:
                     if run.is_finished and run.scores.unit == unit:
@@ -178,13 +181,13 @@ class _Builder:
 
     def generator_blocks(self) -> list[Block]:
         """One table."""
-        table = report_tables.generator_table(self.results)
+        table = generator_table(self.results)
         text = "Beside the learners: what the policy that made the data scores by itself."
         return [Paragraph(text), table] if table else []
 
     def comparison_blocks(self) -> list[Block]:
         """A table for each learner, with what to make of it."""
-        tables = [report_tables.comparison_table(self.results, x) for x in self.results.learners]
+        tables = [comparison_table(self.results, x) for x in self.results.learners]
         tables = [table for table in tables if table is not None]
         return [Paragraph(FEW_SEEDS), *tables] if tables else []
 
@@ -192,7 +195,7 @@ class _Builder:
         """A table for each task, the growth of the error, and error against reward."""
         blocks: list[Block] = []
         for env in self.results.envs:
-            if (table := report_quality.quality_table(self.results, env)) is None:
+            if (table := quality_table(self.results, env)) is None:
                 continue
             blocks += [Heading(3, self.results.names[env]), table]
             blocks += [*self.error_growth(env), *self.trade_off(env)]

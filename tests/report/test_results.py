@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from tgcvg_jax.evaluation import document, report_quality, report_tables
-from tgcvg_jax.evaluation.document import MISSING
-from tgcvg_jax.evaluation.results import gather
+from tgcvg_jax.report import document, quality, tables
+from tgcvg_jax.report.document import MISSING
+from tgcvg_jax.report.results import gather
 from tgcvg_jax.types import UserError
 
 HOPPER, WALKER = "hopper-medium-v2", "walker2d-medium-v2"
@@ -62,7 +62,7 @@ def test_score_table_as_in_the_papers(tmp_path):
     assert results.learners == ["td3_bc", "bc"]
     assert results.labels() == ["none", "s4rl", "tgcvg"]
 
-    table = report_tables.score_table(results, "td3_bc")
+    table = tables.score_table(results, "td3_bc")
     assert [cell.text for cell in table.header] == ["task", "none", "tgcvg"]  # no bc, no s4rl
     std = np.std([70, 72, 80])
     assert texts(table) == {
@@ -81,12 +81,12 @@ def test_missing_and_unfinished_cells_are_in_no_average(tmp_path):
         write_run(tmp_path, env, "none", "iql", [value, value])
     write_run(tmp_path, HOPPER, "gta", "iql", [20, 20])
     write_run(tmp_path, WALKER, "gta", "iql", [40, 40])
-    table = texts(report_tables.score_table(gather(tmp_path), "iql"))
+    table = texts(tables.score_table(gather(tmp_path), "iql"))
     assert table["halfcheetah-medium-v2"] == ["80.0 ± 0.0", MISSING]  # nothing to be best of
     assert table["average of 2 tasks"] == ["20.0", "*30.0"]
 
     folder = write_run(tmp_path, "halfcheetah-medium-v2", "gta", "iql", None)
-    table = report_tables.score_table(gather(tmp_path), "iql")
+    table = tables.score_table(gather(tmp_path), "iql")
     assert texts(table)["halfcheetah-medium-v2"][1] == "running"
     row = next(row for row in table.rows if row[0].text == "halfcheetah-medium-v2")
     assert row[2].detail == "step 40 of 100"
@@ -95,7 +95,7 @@ def test_missing_and_unfinished_cells_are_in_no_average(tmp_path):
 
     (folder / "scores.csv").write_text("seed,return_mean\n0,1\n")
     results = gather(tmp_path)
-    assert texts(report_tables.score_table(results, "iql"))["halfcheetah-medium-v2"][1] == (
+    assert texts(tables.score_table(results, "iql"))["halfcheetah-medium-v2"][1] == (
         "unreadable"
     )
     (problem,) = results.problems
@@ -107,7 +107,7 @@ def test_training_that_goes_on_hides_the_scores_of_before(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["config"]["num_steps"] = 500
     (folder / "config.json").write_text(json.dumps(config))
-    table = report_tables.score_table(gather(tmp_path), "bc")
+    table = tables.score_table(gather(tmp_path), "bc")
     assert texts(table)[HOPPER] == ["running"] and table.rows[0][1].detail == "step 100 of 500"
 
 
@@ -123,7 +123,7 @@ def test_unequal_runs_are_marked(tmp_path):
     write_run(tmp_path, HOPPER, "s4rl", "td3_bc", [2, 3])
     (tmp_path / HOPPER / "s4rl" / "td3_bc" / "config.json").write_text("{")
     results = gather(tmp_path)
-    table = report_tables.score_table(results, "td3_bc")
+    table = tables.score_table(results, "td3_bc")
     cells = dict(zip([c.text for c in table.header], table.rows[0]))
     notes = {label: [table.notes[i] for i in cell.notes] for label, cell in cells.items()}
     assert notes == {
@@ -139,7 +139,7 @@ def test_unequal_runs_are_marked(tmp_path):
     }
     assert len(results.problems) == 1 and "s4rl/td3_bc/config.json" in results.problems[0]
 
-    compared = report_tables.comparison_table(results, "td3_bc")
+    compared = tables.comparison_table(results, "td3_bc")
     marks = {row[1].text: row[1].notes for row in compared.rows}
     assert marks["gta minus none"] and marks["tgcvg minus gta"] and marks["gta minus s4rl"]
 
@@ -149,15 +149,15 @@ def test_field_of_a_newer_version_has_its_default(tmp_path):
     config = {"num_steps": 100, "new": [3], "inner": {"a": 1}}
     write_run(tmp_path, HOPPER, "gta", "bc", [1, 2], config=config, subset="all")
     defaults = {"bc": {"num_steps": 9, "batch_size": 9, "new": (3,), "inner": {"a": 1, "b": 2}}}
-    assert report_tables.score_table(gather(tmp_path), "bc").notes
-    assert not report_tables.score_table(gather(tmp_path, defaults=defaults), "bc").notes
+    assert tables.score_table(gather(tmp_path), "bc").notes
+    assert not tables.score_table(gather(tmp_path, defaults=defaults), "bc").notes
 
 
 def test_returns_are_told_from_scores(tmp_path):
     write_run(tmp_path, HOPPER, "none", "bc", [1.0, 1.0])
     write_run(tmp_path, "mine", "none", "bc", [1.0, 1.0], unit="return")
     write_run(tmp_path, "other", "none", "bc", [2.0, 2.0])
-    table = texts(report_tables.score_table(gather(tmp_path), "bc"))
+    table = texts(tables.score_table(gather(tmp_path), "bc"))
     assert table["mine (returns)"] == ["9.0 ± 0.0"]
     assert table["average of 2 tasks"] == ["1.5"]
 
@@ -168,7 +168,7 @@ def test_comparisons_by_welch_and_holm(tmp_path):
     write_run(tmp_path, HOPPER, "tgcvg", "cql", [101, 102, 103])
     write_run(tmp_path, WALKER, "none", "cql", [5])
     write_run(tmp_path, WALKER, "gta", "cql", [4])
-    table = report_tables.comparison_table(gather(tmp_path), "cql")
+    table = tables.comparison_table(gather(tmp_path), "cql")
     rows = {(row[0].text, row[1].text): [c.text for c in row[2:]] for row in table.rows}
     # t = 2.324 with 2.94 degrees of freedom
     assert rows[HOPPER, "gta minus none"] == ["+3.0", "[-1.2, +7.2]", "0.104", "0.104", "3, 3"]
@@ -178,7 +178,7 @@ def test_comparisons_by_welch_and_holm(tmp_path):
     assert rows[WALKER, "gta minus none"] == ["-1.0", MISSING, MISSING, MISSING, "1, 1"]
     assert "Holm for the 3 tests" in table.caption
     assert [row[5].strong for row in table.rows] == [False, True, True, False]
-    assert report_tables.comparison_table(gather(tmp_path, WALKER), "bc") is None
+    assert tables.comparison_table(gather(tmp_path, WALKER), "bc") is None
 
 
 def test_generators_of_both_modes(tmp_path):
@@ -187,7 +187,7 @@ def test_generators_of_both_modes(tmp_path):
     modes = {"mean": {"return": [90.0], "score": [9.0]}, "sampled": {"return": [1], "score": [8]}}
     content = {"kind": "transformer_cql", "env": HOPPER, "seeds": [0], "episodes": 5}
     (folder / "evaluation.json").write_text(json.dumps(content | {"modes": modes}))
-    table = report_tables.generator_table(gather(tmp_path))
+    table = tables.generator_table(gather(tmp_path))
     assert [c.text for c in table.header[1:]] == ["tgcvg-k40 sampled", "tgcvg-k40 mean"]
     assert texts(table) == {HOPPER: ["8.0", "9.0"]} and table.rows[0][1].detail == "5 episodes"
     modes["mean"]["score"] = [math.nan]
@@ -202,7 +202,7 @@ def test_quality_table(tmp_path):
     write_quality(tmp_path, HOPPER, "gta", gta)
     write_quality(tmp_path, HOPPER, "tgcvg", {"reward": (3.26, math.inf), "odd": (1, 2)}, seed=4)
     results = gather(tmp_path)
-    table = report_quality.quality_table(results, HOPPER)
+    table = quality.quality_table(results, HOPPER)
     rows = {name: cells[:-1] for name, cells in texts(table).items()}
     assert rows == {
         "reward": ["3.25[a]", "3.5", MISSING],
@@ -216,7 +216,7 @@ def test_quality_table(tmp_path):
     )
     assert [c.notes for c in table.header] == [(), (), (), (1,), ()]
     assert "raw, squared, to a subset" in table.rows[2][-1].text
-    assert report_quality.quality_table(results, WALKER) is None
+    assert quality.quality_table(results, WALKER) is None
 
 
 @pytest.mark.parametrize(

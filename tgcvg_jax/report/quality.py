@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from tgcvg_jax import config as config_lib
-from tgcvg_jax.evaluation.document import MISSING, Cell, Notes, Table
-from tgcvg_jax.evaluation.records import Quality
-from tgcvg_jax.evaluation.results import Results
+from tgcvg_jax.report.document import MISSING, Cell, Notes, Table
+from tgcvg_jax.report.records import Quality
+from tgcvg_jax.report.results import Results
 
 # Name in quality.json -> what it is and its unit.
 METRICS = {

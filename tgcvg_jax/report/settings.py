@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tgcvg_jax import config as config_lib
-from tgcvg_jax.evaluation.document import MISSING, Block, Cell, Details, Table, count
-from tgcvg_jax.evaluation.records import extra_settings
-from tgcvg_jax.evaluation.results import Results
+from tgcvg_jax.report.document import MISSING, Block, Cell, Details, Table, count
+from tgcvg_jax.report.records import extra_settings
+from tgcvg_jax.report.results import Results
 
 
 def settings_blocks(results: Results) -> list[Block]:

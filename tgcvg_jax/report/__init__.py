@@ -1,0 +1,1 @@
+"""All that runs have left, in one page."""
