@@ -56,7 +56,7 @@ class Generator(NamedTuple):
     Attributes:
       policy: how it acts.
       state: trained, one seed.
-      identity: JSON-ready: where it is, what it is, its seed, step, settings and data.
+      identity: JSON-ready: what it is, its seed, step and settings.
     """
 
     policy: Policy
@@ -114,6 +114,9 @@ def main() -> None:
         "models_from": reused,
         **_stages.data_settings(),
     }
+    if generator is not None:
+        folder = str(Path(FLAGS.generator).expanduser().absolute())
+        settings["generator"] = {"folder": folder, **generator.identity}
     result = pipeline.stream(
         synthesizer,
         states,
@@ -160,7 +163,6 @@ def load_generator(task: Task) -> Generator:
         raise UserError(f"--generator_seed={seed}: {FLAGS.generator} has {trained.seeds}")
     state = training.select_seed(trained.state, trained.seeds.index(seed))
     identity = {
-        "folder": str(Path(FLAGS.generator).expanduser().absolute()),
         "kind": trained.kind,
         "seed": seed,
         "step": int(state.step),
