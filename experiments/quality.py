@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _main, _stages
-from tgcvg_jax import quality_plots, reporting, skeletons
+from tgcvg_jax import plotting, reporting
 from tgcvg_jax.data import synthetic as synthetic_data
 from tgcvg_jax.data.dataset import fingerprint
 from tgcvg_jax.envs import oracle, termination
@@ -260,7 +260,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 def draw(directory: Path, inputs: measures.Inputs, record: dict[str, Any]) -> None:
     """The pictures: the longest of the segments beside the real steps from the same state."""
-    quality_plots.quality_figure(
+    plotting.quality_figure(
         directory / "quality.png", inputs.task, record, inputs.original,
         inputs.sample.transition, seed=FLAGS.seed,
     )  # fmt: skip
@@ -273,7 +273,7 @@ def draw(directory: Path, inputs: measures.Inputs, record: dict[str, Any]) -> No
         real = inputs.original.observation[row : row + min(length, int(remaining[row]))]
     else:
         real = windows.transition.observation[best, : windows.length[best]]
-    skeletons.trajectory_strip(
+    plotting.trajectory_strip(
         directory / "trajectory.png", directory / "trajectory.gif", inputs.task, real,
         made.transition.observation[best, :length],
     )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tgcvg_jax import plotting, score_plots
+from tgcvg_jax import plotting
 from tgcvg_jax.ops import scores
 from tgcvg_jax.report import document
 from tgcvg_jax.report.document import (
@@ -148,7 +148,7 @@ class _Builder:
             for unit, table in self.bars(learner).items():
                 name = self.name(f"{unit}s", learner, suffix=".png")
                 title = f"{learner}: {UNITS[unit]} of the final policies"
-                score_plots.score_bars(self.folder / name, table, title, UNITS[unit])
+                plotting.score_bars(self.folder / name, table, title, UNITS[unit])
                 blocks.append(Figure(name, f"Bars: {title}, by task and kind of data",
                                      f"{title}. The numbers are those of the table."))  # fmt: skip
         if blocks:
@@ -243,7 +243,7 @@ class _Builder:
         title = f"{task}: is the data possible, and is it good?"
         xlabel, ylabel = "dynamics MSE (variances of the data)", "reward in the simulator, per step"
         path, points = self.folder / name, {**points, "original": original}
-        score_plots.trade_off(path, points, xlabel, ylabel, title, log_x=log_x)
+        plotting.trade_off(path, points, xlabel, ylabel, title, log_x=log_x)
         text = f"{task}: error of the dynamics against reward. Up and to the left is better."
         return [Figure(name, f"Points: {title}", text)]
 

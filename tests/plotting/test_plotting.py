@@ -7,8 +7,9 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from tgcvg_jax import drawing, plotting
+from tgcvg_jax import plotting
 from tgcvg_jax.ops.scores import bootstrap_interval
+from tgcvg_jax.plotting import datasets, drawing
 from tgcvg_jax.tasks import TASKS
 from tgcvg_jax.types import Task, Transition
 
@@ -73,8 +74,8 @@ def test_subsampling_keeps_rows_together_and_repeats():
 @pytest.mark.parametrize("name", ["hopper", "walker2d", "halfcheetah"])
 def test_every_dimension_has_a_label(name):
     task = TASKS[f"{name}-medium-v2"]
-    assert len(plotting._state_labels(task)) == task.observation_dim
-    assert len(plotting._action_labels(task)) == task.action_dim
+    assert len(datasets._state_labels(task)) == task.observation_dim
+    assert len(datasets._action_labels(task)) == task.action_dim
 
 
 def test_learning_curve(tmp_path):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tgcvg_jax import envs, skeletons
+from tgcvg_jax import envs
 from tgcvg_jax.envs import kinematics
+from tgcvg_jax.plotting import skeletons
 from tgcvg_jax.tasks import TASKS
 from tgcvg_jax.types import Task
 

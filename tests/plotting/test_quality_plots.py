@@ -8,7 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tgcvg_jax import drawing, quality_plots
+from tgcvg_jax.plotting import drawing
+from tgcvg_jax.plotting import quality as quality_plots
 from tgcvg_jax.types import Task, Transition
 
 TASK = Task("toy", "", 4, 2, 100)

@@ -1,4 +1,4 @@
-"""Figures of final scores: bars with intervals, and two measures against each other."""
+"""Figures of scores: against steps, as bars with intervals, and measures against each other."""
 
 from __future__ import annotations
 
@@ -11,12 +11,53 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from tgcvg_jax import drawing
-from tgcvg_jax.drawing import ORIGINAL_COLOR
+from tgcvg_jax.plotting import drawing
+from tgcvg_jax.plotting.drawing import CURVE_COLORS, ORIGINAL_COLOR, Curve
 
 Cell = tuple[float, float, float] | None  # mean, low, high; None where nothing was measured
 
 MAX_BARS = 36  # beside each other, gaps between groups counted
+
+
+def learning_curve(
+    path: str | os.PathLike,
+    curves: Mapping[str, Curve],
+    title: str,
+    ylabel: str,
+    xlabel: str = "gradient steps",
+) -> None:
+    """Draws scores against steps, one line for each method.
+
+    Args:
+      path: the PNG. Written whole or not at all.
+      curves: method name -> (steps [T], values [T] or [T, N seeds]), NaN where a seed has no value.
+        With several seeds the line is their mean and the band the 95 % bootstrap interval of the
+        mean, which is too narrow for a handful of seeds (see `ops.scores.bootstrap_interval`).
+      title: of the figure.
+      ylabel: what the values are, with the unit.
+      xlabel: what the steps are.
+    """
+    figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    seeds = [np.shape(values)[1] if np.ndim(values) == 2 else 1 for _, values in curves.values()]
+    colors = drawing.colors_of(curves)
+    for i, (name, curve) in enumerate(curves.items()):
+        same = len(set(seeds)) == 1
+        label = name if same else f"{name} ({seeds[i]} seed{'s' * (seeds[i] > 1)})"
+        style = drawing.LINE_STYLES[i // len(CURVE_COLORS) % len(drawing.LINE_STYLES)]
+        drawing.curve(axis, curve, colors[name], label, 1.8, style, interval=True)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axis.tick_params(labelsize=9)
+    if len(curves) > 1:
+        axis.legend(frameon=False, fontsize=9)
+    if max(seeds, default=1) > 1:
+        whole = all(np.isfinite(np.asarray(v, np.float64)).all() for _, v in curves.values())
+        same = whole and len(set(seeds)) == 1
+        count = f"of {seeds[0]} seeds" if same else "of the seeds with a value"
+        note = f"line: mean {count}; band: 95 % bootstrap interval of it"
+        axis.set_xlabel(f"{xlabel}\n", linespacing=0.9)
+        figure.text(0.99, 0.01, note, ha="right", va="bottom", fontsize=7, color="#52606d")
+    drawing.save(figure, path)
 
 
 def score_bars(

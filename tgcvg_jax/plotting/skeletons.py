@@ -17,11 +17,11 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tgcvg_jax import drawing
-from tgcvg_jax.drawing import CURVE_COLORS, SYNTHETIC_COLOR
 from tgcvg_jax.envs import antmaze, maze2d, termination
 from tgcvg_jax.envs.kinematics import Capsules, capsules, outline
 from tgcvg_jax.files import atomic_path
+from tgcvg_jax.plotting import drawing
+from tgcvg_jax.plotting.drawing import CURVE_COLORS, SYNTHETIC_COLOR
 from tgcvg_jax.tasks import robot_of
 from tgcvg_jax.types import Task
 

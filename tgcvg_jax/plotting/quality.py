@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from tgcvg_jax import drawing
-from tgcvg_jax.drawing import ORIGINAL_COLOR, STYLE, SYNTHETIC_COLOR
+from tgcvg_jax.plotting import drawing
+from tgcvg_jax.plotting.drawing import ORIGINAL_COLOR, STYLE, SYNTHETIC_COLOR
 from tgcvg_jax.types import Task, Transition
 
 POINTS = 1500  # of each dataset in the embedding
