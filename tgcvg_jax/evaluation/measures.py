@@ -19,7 +19,7 @@ from tgcvg_jax.evaluation import loading, novelty, quality, replay, segments
 from tgcvg_jax.evaluation.segments import Segments
 from tgcvg_jax.types import Dataset, Task, Transition
 
-ORIGINAL_ROWS = 100_000  # random rows of the original data, in one-step metrics
+ORIGINAL_ROWS = 50_000  # random rows of the original data, in one-step metrics
 HISTORY = 20  # real steps that a generator is told before it acts: the longest context in use
 
 
