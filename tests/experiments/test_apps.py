@@ -2,15 +2,13 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from launch import run
 
 ENV = "hopper-medium-mini"
 # As small as it gets with every stage still real.
@@ -28,25 +26,6 @@ TINY = [
     "--set=dynamics.learning_rate=0.003",
     "--set=rollout_batch=50",
 ]
-
-
-# Compiling tiny programs is most of the time.
-QUICK_COMPILE = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-
-
-def environment(changes=None):
-    return {**os.environ, **QUICK_COMPILE, **(changes or {})}
-
-
-def run(app, *arguments, cwd, env=None):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{app}", *arguments],
-        cwd=cwd,
-        env=environment(env),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def synthesize(cwd, *arguments, env=None):

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from test_apps import ENV, run
+from launch import run
+from test_apps import ENV
 
 SMALL = ["--learners=bc", "--batch_sizes=8", "--seed_counts=1,2", "--repeats=1"]
 

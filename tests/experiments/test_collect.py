@@ -6,7 +6,8 @@ import re
 import minari
 import numpy as np
 import pytest
-from test_apps import TINY, run
+from launch import run
+from test_apps import TINY
 
 from tgcvg_jax import data
 from tgcvg_jax.tasks import tgcvg_settings

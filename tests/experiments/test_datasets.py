@@ -1,22 +1,15 @@
-"""`experiments.datasets`, each command in a process of its own.
-
-The processes are forked from one that has the imports behind it: importing takes much longer than
-what is tested.
-"""
+"""`experiments.datasets`, each command in a process of its own."""
 
 import contextlib
 import dataclasses
 import http.server
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
-from types import SimpleNamespace
 
 import h5py
 import jax
+import launch
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,59 +19,19 @@ from tgcvg_jax.data import export
 
 ENV = "hopper-medium-mini"
 FILE = "hopper_medium-v2.hdf5"
-SERVER = """
-import json, os, runpy, sys, traceback
-import experiments._main, tgcvg_jax.plotting
-import tgcvg_jax.data.export, tgcvg_jax.data.mini, tgcvg_jax.data.statistics
-for line in sys.stdin:
-    job = json.loads(line)
-    if not (pid := os.fork()):
-        os.chdir(job["cwd"])
-        os.environ.update(job["env"])
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT), number)
-        sys.argv = ["experiments.datasets", *job["arguments"]]
-        try:
-            runpy.run_module("experiments.datasets", run_name="__main__", alter_sys=True)
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        os._exit(code)  # the interpreter's own way out takes half a second
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def server():
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    yield process
-    process.stdin.close()
-    process.wait(10)
 
 
 @pytest.fixture
-def run(server, tmp_path, tmp_path_factory):
+def run(tmp_path, tmp_path_factory):
     """Runs the app in an empty folder, on a machine without data or network."""
 
     def run(*arguments, **env):
-        logs = tmp_path_factory.mktemp("logs")
-        files = {name: str(logs / name) for name in ("stdout", "stderr")}
         env = {
-            "HOME": str(logs), "TGCVG_DATA": "", "MINARI_DATASETS_PATH": "",
-            "TGCVG_URL": "http://127.0.0.1:9/", "HF_ENDPOINT": "http://127.0.0.1:9/",
-            "no_proxy": "127.0.0.1", **env,
+            "HOME": str(tmp_path_factory.mktemp("home")), "TGCVG_DATA": "",
+            "MINARI_DATASETS_PATH": "", "TGCVG_URL": "http://127.0.0.1:9/",
+            "HF_ENDPOINT": "http://127.0.0.1:9/", "no_proxy": "127.0.0.1", **env,
         }  # fmt: skip
-        job = {"cwd": str(tmp_path), "env": env, "arguments": arguments, **files}
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return SimpleNamespace(code=code, **{name: open(f).read() for name, f in files.items()})
+        return launch.run("datasets", *arguments, cwd=tmp_path, env=env)
 
     return run
 
@@ -126,7 +79,7 @@ def check_same(a, b, rows=slice(None)):
 def test_list_shows_everything(run, tmp_path):
     plain_file(tmp_path / "data" / FILE)
     result = run("list", "--data_dir=data", COLUMNS="20")
-    assert result.code == 0 and not result.stderr
+    assert result.returncode == 0 and not result.stderr
     lines = result.stdout.splitlines()
     for task in (tasks.TASKS | tasks.ENVIRONMENTS).values():
         (row,) = (line.split() for line in lines if line.startswith(f"{task.name} "))
@@ -159,7 +112,7 @@ def test_list_reads_the_metadata_of_what_is_here(run, tmp_path, mini, monkeypatc
 
 def test_info(run, tmp_path, mini):
     result = run("info", f"--env={ENV}")
-    assert result.code == 0 and not result.stderr
+    assert result.returncode == 0 and not result.stderr
     returns = data.episode_returns(mini)
     score = 100 * (returns.mean() + 20.272305) / (3234.3 + 20.272305)
     for words in (
@@ -186,7 +139,7 @@ def test_info(run, tmp_path, mini):
 def test_info_of_segments_suggests_nothing(run, tmp_path, mini):
     export.to_d4rl(segments(mini), tmp_path / "synthetic.hdf5")
     result = run("info", f"--env={ENV}", "--dataset=synthetic.hdf5", "--workdir=w")
-    assert result.code == 0 and not result.stderr
+    assert result.returncode == 0 and not result.stderr
     assert "6 of them are segments" in result.stdout and "suggested by" not in result.stdout
     found = json.loads((tmp_path / "w" / ENV / "info" / "info.json").read_text())
     assert found["tgcvg_suggestion"] is None and found["statistics"]["segments"] == 6
@@ -195,7 +148,7 @@ def test_info_of_segments_suggests_nothing(run, tmp_path, mini):
 def test_warnings_are_one_line(run, tmp_path):
     plain_file(tmp_path / "still.hdf5")
     result = run("info", f"--env={ENV}", "--dataset=still.hdf5")
-    assert result.code == 0
+    assert result.returncode == 0
     (line,) = result.stderr.splitlines()
     assert line.startswith("warning: still.hdf5: ") and "simulator" in line
     assert "UserWarning" not in line and ".py" not in line
@@ -221,31 +174,31 @@ def test_download(run, tmp_path):
     command = ("download", "--env=hopper-medium-v2", "--data_dir=mine")
     with serve(tmp_path / "server") as url:
         result = run(*command, TGCVG_URL=url)
-    assert result.code == 0, result.stderr
+    assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"downloaded: mine/{FILE} (0.0 MB")
     assert (tmp_path / "mine" / FILE).read_bytes() == published.read_bytes()
     again = run(*command)
-    assert (again.code, again.stdout) == (0, f"already there: mine/{FILE}\n")
+    assert (again.returncode, again.stdout) == (0, f"already there: mine/{FILE}\n")
 
 
 def test_download_of_what_is_bundled_or_in_the_store(run, tmp_path, mini):
     result = run("download", f"--env={ENV}")
-    assert result.code == 0 and "is bundled, nothing to download" in result.stdout
+    assert result.returncode == 0 and "is bundled, nothing to download" in result.stdout
     place = export.to_minari(part(mini, 50), "me/toy-v0", out=tmp_path / "store")
     result = run("download", "--env=me/toy-v0", MINARI_DATASETS_PATH=str(tmp_path / "store"))
-    assert (result.code, result.stdout) == (0, f"already there: {place}\n")
+    assert (result.returncode, result.stdout) == (0, f"already there: {place}\n")
 
 
 def test_export_and_back(run, tmp_path, mini):
     result = run("export", f"--env={ENV}", "--to=d4rl", "--out=out/mine.hdf5")
-    assert result.code == 0, result.stderr
+    assert result.returncode == 0, result.stderr
     assert "written to out/mine.hdf5: 20,113 transitions, 46 episodes" in result.stdout
     check_same(data.load(ENV, dataset=tmp_path / "out" / "mine.hdf5"), mini)
     result = run(
         "export", f"--env={ENV}", "--dataset=out/mine.hdf5", "--to=minari",
         "--id=me/hopper/mini-v0", "--out=store",
     )  # fmt: skip
-    assert result.code == 0, result.stderr
+    assert result.returncode == 0, result.stderr
     assert "--env=me/hopper/mini-v0 --data_dir=store" in result.stdout
     found = data.load("me/hopper/mini-v0", data_dir=tmp_path / "store")
     check_same(found, mini)
@@ -255,7 +208,7 @@ def test_export_and_back(run, tmp_path, mini):
         "export", f"--env={ENV}", "--dataset=me/hopper/mini-v0", "--data_dir=store", "--to=d4rl",
         "--out=padded.hdf5", "--padded",
     )  # fmt: skip
-    assert result.code == 0 and "me/hopper/mini-v0 (20,113 transitions)" in result.stdout
+    assert result.returncode == 0 and "me/hopper/mini-v0 (20,113 transitions)" in result.stdout
     with h5py.File(tmp_path / "padded.hdf5") as file:
         assert len(file["rewards"]) == 20_113 + 46 and "next_observations" not in file
         assert "me/hopper/mini-v0" in file.attrs["description"]
@@ -267,7 +220,7 @@ def test_export_of_augmented_data(run, tmp_path, mini):
     result = run(
         "export", f"--env={ENV}", "--augmented_with=synthetic.hdf5", "--to=d4rl", "--out=all.hdf5"
     )
-    assert result.code == 0, result.stderr
+    assert result.returncode == 0, result.stderr
     assert "(20,113 transitions) and synthetic.hdf5 (120 synthetic transitions)" in result.stdout
     both = data.load(ENV, dataset=tmp_path / "all.hdf5")
     check_same(mini, both, slice(20_113))
@@ -276,7 +229,7 @@ def test_export_of_augmented_data(run, tmp_path, mini):
 
 def test_help_shows_the_commands(run):
     result = run("export", "--help")
-    assert result.code == 0 and not result.stderr
+    assert result.returncode == 0 and not result.stderr
     assert "Commands: list, info, download, export\n" in result.stdout
     assert "\n  --to (d4rl|minari)\n" in result.stdout
     assert "\n  --after_goal (drop|keep)\n" in result.stdout and "--preset" not in result.stdout
@@ -336,7 +289,7 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, words, run, tmp_pat
         file.attrs["environment"] = "HalfCheetah-v4"
     before = set(tmp_path.rglob("*"))
     result = run(*arguments)
-    assert result.code == 2, result.stderr
+    assert result.returncode == 2, result.stderr
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
     assert words in lines[0] and not result.stdout

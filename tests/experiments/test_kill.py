@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from test_apps import ENV, TINY, environment, rows, synthesize
+from launch import environment
+from test_apps import ENV, TINY, rows, synthesize
 
 COMMAND = ["-m", "experiments.synthesize", f"--env={ENV}", *TINY, "--num_transitions=3000"]
 

@@ -5,7 +5,8 @@ import json
 import h5py
 import numpy as np
 import pytest
-from test_apps import ENV, run
+from launch import run
+from test_apps import ENV
 
 SMALL = ["--num_transitions=600", "--num_segments=5", "--novelty_rows=50"]
 

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from test_apps import environment, run
+from launch import environment, run
 
 from tgcvg_jax.report import page
 from tgcvg_jax.report.results import gather

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_apps import ENV, environment, run
+from launch import environment, run
+from test_apps import ENV
 
 from experiments import _tables
 from experiments._commands import SCALES

@@ -5,7 +5,8 @@ import json
 import h5py
 import numpy as np
 import pytest
-from test_apps import ENV, run
+from launch import run
+from test_apps import ENV
 
 SETTINGS = {
     "duplicate": ["--set=top_fraction=0.2"],
@@ -67,3 +68,19 @@ def test_a_named_run_on_a_part_of_the_data(tmp_path):
     assert "choose another --name or --workdir" in refused.stderr
     refused = run("train_offline", *arguments, "--num_synthetic=901", cwd=tmp_path)
     assert refused.returncode == 2 and "holds 900 transitions" in refused.stderr
+    refused = run(
+        "synthesize", *chosen, "--synthesizer=gta", "--generator=x", "--num_transitions=9",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert refused.returncode == 2 and "--generator is for --synthesizer=tgcvg" in refused.stderr
+    # What was trained generates, in a dynamics model.
+    made = run(
+        "synthesize", *chosen, f"--generator=runs/{ENV}/duplicate-best/bc", "--name=bc",
+        "--set=dynamics.hidden_dim=8", "--set=dynamics.max_epochs=1",
+        "--set=dynamics.epoch_steps=4", "--set=terminals=rule", "--num_transitions=500",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    config = json.loads((tmp_path / "runs" / ENV / "tgcvg-bc" / "config.json").read_text())
+    assert config["generator"]["kind"] == "bc" and config["generator"]["step"] == 4
+    assert not (tmp_path / "runs" / ENV / "tgcvg-bc" / "policy").exists()

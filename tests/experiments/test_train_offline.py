@@ -10,7 +10,8 @@ import sys
 import time
 
 import pytest
-from test_apps import ENV, environment, run
+from launch import environment, run
+from test_apps import ENV
 
 TINY = ["--learner=bc", "--set=learner.hidden_dims=8", "--num_seeds=2", "--episodes=1"]
 RUN = [f"--env={ENV}", *TINY, "--num_steps=40", "--num_evaluations=2", "--name=tiny.1"]
