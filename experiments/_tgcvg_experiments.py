@@ -161,7 +161,7 @@ def beyond(env: str, scale: Scale) -> Iterator[Command]:
         "mean": ([quiet, "--set=dynamics_noise=mean"], both),
         "calibrated": ([quiet, calibrated], both),
         "ensemble": ([ensemble], policy),
-        "truncated": ([ensemble, "--set=max_disagreement=0.01"], policy),
+        "truncated": ([ensemble, "--set=disagreement_quantile=0.99"], policy),
         "starts": (["--set=start_temperature=1"], both),
         "padded": (["--set=left_padded=true"], both),
         "candidates": (["--set=policy.num_candidates=10"], ["dynamics:tgcvg"]),

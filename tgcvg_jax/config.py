@@ -12,6 +12,7 @@ from typing import Any
 from tgcvg_jax.types import UserError
 
 UNIT_INTERVAL = (
+    "disagreement_quantile", "terminal_threshold",
     "dropout", "holdout_fraction", "discount", "tau", "original_share", "data_weight", "expectile",
     "top_fraction", "terminal_share", "min_improvement", "condition_dropout", "ema_decay", "beta_2",
     "real_ratio",

@@ -116,7 +116,7 @@ def test_epoch_length(task, config, data):
 
 
 def test_calibration(task, config, dataset, state):
-    """Residuals of known size; the holdout's is that of the last rows."""
+    """Residuals of known size."""
     config = dataclasses.replace(config, reward_bias=2.0)
     t = jax.tree.map(lambda x: x[-28:], dataset.transition)
     calibration = jax.jit(lambda t: dyn.calibration(state, t, task=task, config=config))
@@ -128,5 +128,3 @@ def test_calibration(task, config, dataset, state):
     )(ones)
     made = t._replace(next_observation=following, reward=reward)
     np.testing.assert_allclose(calibration(made), [1.0, 2.0, 3.0, 0.5], rtol=1e-3)
-    held_out = dyn.calibrate(state, dataset, task=task, config=config)
-    np.testing.assert_allclose(held_out, calibration(t), rtol=1e-5)

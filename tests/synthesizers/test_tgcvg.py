@@ -375,7 +375,7 @@ def test_rule_for_an_unknown_environment_is_an_error(task, config):
 
 def test_disagreement_needs_an_ensemble(task, config):
     with pytest.raises(UserError, match="dynamics_model=ensemble"):
-        tgcvg.make(task, dataclasses.replace(config, max_disagreement=0.99))
+        tgcvg.make(task, dataclasses.replace(config, disagreement_quantile=0.99))
 
 
 def test_any_policy_generates(task, config, configs, model_states, dataset):
@@ -390,3 +390,50 @@ def test_any_policy_generates(task, config, configs, model_states, dataset):
     flat = t.observation.reshape(-1, 3)
     action, _ = learner.policy.act(state, (), flat, jnp.zeros(len(flat)), jax.random.key(0), True)
     np.testing.assert_allclose(t.action.reshape(-1, 2), action, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def ensemble(task, config, configs, model_states, dataset):
+    """Config and (untrained) states with an ensemble as the dynamics."""
+    other = dataclasses.replace(
+        config, dynamics_model="ensemble", ensemble=configs["ensemble_dynamics"]
+    )
+    learner = tgcvg.make(task, other).models["ensemble"]
+    state = learner.init(jax.random.key(1), learner.prepare(dataset))
+    return other, {"policy": model_states["policy"], "ensemble": state}
+
+
+def test_rollouts_stop_where_the_ensemble_disagrees(task, ensemble, dataset):
+    config, states = ensemble
+    doubt = tgcvg.make_dynamics(task, config).disagreement
+    known = tgcvg.some_rows(dataset.transition, 2_000)
+    known = doubt(states["ensemble"], known.observation, known.action)
+    lengths = {}
+    for quantile in (None, 0.9, 0.5, 0.0):
+        other = dataclasses.replace(config, disagreement_quantile=quantile)
+        t = generate(task, other, states, dataset, chunks=2)
+        lengths[quantile] = t.mask.sum(axis=1)
+        if quantile is not None:
+            doubts = doubt(states["ensemble"], t.transition.observation, t.transition.action)
+            over = np.asarray(doubts) > np.quantile(known, quantile)
+            first = np.where(over.any(axis=1), over.argmax(axis=1), config.horizon)
+            assert set(lengths[quantile] - first) <= {0, *(-first)}  # or implausible as a whole
+    kept = lengths[None] > 0
+    assert np.all(lengths[None][kept] == config.horizon)
+    means = [lengths[q].mean() for q in (0.0, 0.5, 0.9, None)]
+    assert means == sorted(means) and means[0] < means[-1]
+
+
+@pytest.mark.parametrize(("threshold", "terminal"), [(0.0, True), (1.0, False)])
+def test_terminals_by_classifier(task, config, configs, model_states, dataset, threshold, terminal):
+    other = dataclasses.replace(
+        config, terminals="classifier", classifier=configs["terminal_classifier"],
+        terminal_threshold=threshold,
+    )  # fmt: skip
+    learner = tgcvg.make(task, other).models["classifier"]
+    state = learner.init(jax.random.key(1), learner.prepare(dataset))
+    t = generate(task, other, model_states | {"classifier": state}, dataset)
+    kept = t.mask.any(axis=1)
+    assert kept.any()
+    assert np.all(t.mask.sum(axis=1)[kept] == (1 if terminal else config.horizon))
+    assert np.all(t.transition.discount[t.mask] == (0.0 if terminal else 1.0))

@@ -134,6 +134,18 @@ def split(dataset: Dataset, size: int) -> tuple[Dataset, Dataset]:
     return select(dataset, first), select(dataset, ~first)
 
 
+def split_holdout(dataset: Dataset, fraction: float, most: int) -> tuple[Dataset, Dataset]:
+    """What a model learns from, and the last rows, by which it is judged.
+
+    Args:
+      dataset: at least two transitions.
+      fraction: held out, but at least one row and
+      most: at most this many.
+    """
+    size = max(min(int(fraction * dataset.size), most), 1)
+    return split(dataset, dataset.size - size)
+
+
 def head(dataset: Dataset, num_transitions: int) -> Dataset:
     """The first whole episodes that hold at least `num_transitions`, or all if there are fewer."""
     ends = np.flatnonzero(np.asarray(dataset.remaining) == 1) + 1

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from tgcvg_jax.data import windows
-from tgcvg_jax.data.dataset import split
+from tgcvg_jax.data.dataset import split_holdout
 from tgcvg_jax.data.normalize import Normalizer, fit_normalizer
 from tgcvg_jax.networks.gru import AnyStepNetwork
 from tgcvg_jax.ops.losses import gaussian_nll
@@ -252,24 +252,6 @@ def calibration(
     return jnp.sqrt(jnp.mean(jnp.square(target - mean) * jnp.exp(-log_var), axis=0))
 
 
-def calibrate(
-    state: State,
-    dataset: Dataset,
-    dropout_key: PRNGKey | None = None,
-    *,
-    task: Task,
-    config: Config,
-) -> Array:
-    """`calibration` on the rows of the training dataset that training held out."""
-    _, holdout = split(dataset, dataset.size - holdout_size(dataset.size, config))
-    return calibration(state, holdout.transition, dropout_key, task=task, config=config)
-
-
-def holdout_size(size: int, config: Config) -> int:
-    """How many of the last rows of a dataset of `size` training holds out."""
-    return max(min(int(config.holdout_fraction * size), config.max_holdout), 1)
-
-
 def take_batch(
     sequences: Sequences, key: PRNGKey, k: Array, size: int, *, task: Task, config: Config
 ) -> Batch:
@@ -289,7 +271,7 @@ def make(task: Task, config: Config) -> Learner:
     m = config.max_steps
 
     def prepare(dataset: Dataset) -> Data:
-        train, holdout = split(dataset, dataset.size - holdout_size(dataset.size, config))
+        train, holdout = split_holdout(dataset, config.holdout_fraction, config.max_holdout)
         windows.require_windows(train, m, "the dynamics model's longest jump m")
 
         def sequences(part: Dataset) -> Sequences:

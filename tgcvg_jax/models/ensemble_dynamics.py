@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tgcvg_jax.data.dataset import split
+from tgcvg_jax.data.dataset import split_holdout
 from tgcvg_jax.data.normalize import Normalizer, fit_normalizer
 from tgcvg_jax.networks.mlp import MLP
 from tgcvg_jax.ops.losses import gaussian_nll
@@ -207,12 +207,20 @@ def disagreement(
     return jnp.sqrt(jnp.mean(variance, axis=-1))
 
 
-def calibration(state: State, transition: Transition, *, task: Task, config: Config) -> Array:
+def calibration(
+    state: State,
+    transition: Transition,
+    key: PRNGKey | None = None,
+    *,
+    task: Task,
+    config: Config,
+) -> Array:
     """By how much the predicted standard deviations are too small, for each dimension.
 
     Args:
       state: trained state.
       transition: fields [M, ...], raw, that training did not see.
+      key: not used; the any-step model has dropout.
       task: the task.
       config: the config.
 
@@ -221,21 +229,11 @@ def calibration(state: State, transition: Transition, *, task: Task, config: Con
       in units of the predicted standard deviation. `step_model` with noise times this draws steps
       that are as far from a member's mean as true ones are.
     """
+    del key
     t = transition
     mean, std = predict(state.best_params, state, t.observation, t.action, task=task, config=config)
     residual = (_targets(t) - mean) / std
     return jnp.sqrt(jnp.mean(jnp.square(residual), axis=(0, 1)))
-
-
-def calibrate(state: State, dataset: Dataset, *, task: Task, config: Config) -> Array:
-    """`calibration` on the rows of the training dataset that training held out."""
-    _, holdout = split(dataset, dataset.size - holdout_size(dataset.size, config))
-    return calibration(state, holdout.transition, task=task, config=config)
-
-
-def holdout_size(size: int, config: Config) -> int:
-    """How many of the last rows of a dataset of `size` training holds out."""
-    return max(min(int(config.holdout_fraction * size), config.max_holdout), 1)
 
 
 def loss(params: PyTree, rows: Array, *, task: Task, config: Config) -> tuple[Array, Array]:
@@ -254,6 +252,10 @@ def loss(params: PyTree, rows: Array, *, task: Task, config: Config) -> tuple[Ar
     return value, jnp.mean(jnp.square(mean - target))
 
 
+def _inputs(transition: Transition) -> Array:
+    return jnp.concatenate([transition.observation, transition.action], axis=-1)
+
+
 def _targets(transition: Transition) -> Array:
     """(s' - s, r), raw."""
     change = transition.next_observation - transition.observation
@@ -266,21 +268,23 @@ def make(task: Task, config: Config) -> Learner:
     member_loss = lambda p, rows: loss(p, rows, task=task, config=config)  # noqa: E731
 
     def prepare(dataset: Dataset) -> Data:
-        t = dataset.transition
-        inputs, targets = jnp.concatenate([t.observation, t.action], axis=-1), _targets(t)
-        input_normalizer = fit_normalizer(inputs, eps=0.0, floor=1e-12)
-        target_normalizer = fit_normalizer(targets, eps=0.0, floor=1e-12)
-        rows = jnp.concatenate([input_normalizer(inputs), target_normalizer(targets)], axis=-1)
-        size = dataset.size - holdout_size(dataset.size, config)
-        shape = (config.num_members, size)
+        train, holdout = split_holdout(dataset, config.holdout_fraction, config.max_holdout)
+        input_normalizer = fit_normalizer(_inputs(dataset.transition), eps=0.0, floor=1e-12)
+        target_normalizer = fit_normalizer(_targets(dataset.transition), eps=0.0, floor=1e-12)
+
+        def rows(part: Dataset) -> Array:
+            inputs, targets = _inputs(part.transition), _targets(part.transition)
+            return jnp.concatenate([input_normalizer(inputs), target_normalizer(targets)], axis=-1)
+
+        shape = (config.num_members, train.size)
         if config.bootstrap:
-            resample = jax.random.randint(jax.random.key(0), shape, 0, size)
+            resample = jax.random.randint(jax.random.key(0), shape, 0, train.size)
         else:
-            resample = jnp.broadcast_to(jnp.arange(size), shape)
+            resample = jnp.broadcast_to(jnp.arange(train.size), shape)
         return Data(
-            train=rows[:size],
+            train=rows(train),
             resample=resample.astype(jnp.int32),
-            holdout=rows[size:],
+            holdout=rows(holdout),
             input_normalizer=input_normalizer,
             target_normalizer=target_normalizer,
         )

@@ -23,7 +23,7 @@ import numpy as np
 from tgcvg_jax import tasks
 from tgcvg_jax.config import replace_nested
 from tgcvg_jax.data import windows
-from tgcvg_jax.data.dataset import first_rows
+from tgcvg_jax.data.dataset import first_rows, split_holdout
 from tgcvg_jax.envs import termination
 from tgcvg_jax.models import (
     any_step_dynamics,
@@ -63,8 +63,8 @@ class Config:
     # Beyond the paper.
     dynamics_model: Literal["any_step", "ensemble"] = "any_step"
     ensemble: ensemble_dynamics.Config = ensemble_dynamics.Config()  # trained in place of dynamics
-    max_disagreement: float | None = None  # stop a rollout where the ensemble disagrees more than
-    # in this share of the data's transitions; None: all rollouts have H steps
+    disagreement_quantile: float | None = None  # stop a rollout where the ensemble disagrees more
+    # than on this share of the data's rows; None: all rollouts have H steps
     dynamics_noise: Literal["sampled", "mean", "calibrated"] = "sampled"  # calibrated: scaled so
     # that its size is that of the errors on held-out transitions
     terminals: Literal["inherited", "rule", "classifier"] = "inherited"  # rule: the environment's;
@@ -162,6 +162,7 @@ class Data:
       positions: [W], rows where a rollout may begin.
       cdf: [W], cumulative probability of the positions; None: every one once in an epoch.
       reward_range: [2], lowest and highest reward of the dataset.
+      holdout: fields [...], the transitions that the dynamics model was not trained on.
     """
 
     transition: Transition
@@ -171,6 +172,7 @@ class Data:
     positions: Array
     cdf: Array | None
     reward_range: Array
+    holdout: Transition
 
 
 class Dynamics(NamedTuple):
@@ -179,6 +181,7 @@ class Dynamics(NamedTuple):
     Attributes:
       name: of the model and of the field of its config.
       learner: trains it.
+      needs_keys: has dropout, or members to choose from.
       step: (state, observation, action, noise, key) -> (next observation, reward).
       calibration: (state, transitions, key) -> [S + 1], factor on the noise.
       disagreement: (state, observation, action) -> [...]; None if there is nobody to disagree.
@@ -186,30 +189,26 @@ class Dynamics(NamedTuple):
 
     name: str
     learner: Learner
+    needs_keys: bool
     step: Callable[..., tuple[Array, Array]]
     calibration: Callable[..., Array]
-    disagreement: Callable[..., Array] | None = None
+    disagreement: Callable[..., Array] | None
 
 
 def make_dynamics(task: Task, config: Config) -> Dynamics:
     """The dynamics model that the config names."""
-    if config.dynamics_model == "ensemble":
-        module, name = ensemble_dynamics, "ensemble"
-    else:
-        module, name = any_step_dynamics, "dynamics"
-    bound = dict(task=task, config=getattr(config, name))
-    learner = module.make(**bound)
-    if name == "ensemble":
-        calibration = lambda state, t, key: module.calibration(state, t, **bound)  # noqa: E731
-        disagreement = functools.partial(module.disagreement, **bound)
-        step = functools.partial(module.step_model, **bound)
-        return Dynamics(name, learner, step, calibration, disagreement)
-
-    def of_dropout(f: Callable) -> Callable:
-        """`f`, whose last argument is a key for dropout, without it where there is none."""
-        return lambda *x: f(*x[:-1], x[-1] if config.dynamics_dropout else None, **bound)
-
-    return Dynamics(name, learner, of_dropout(module.step_model), of_dropout(module.calibration))
+    ensemble = config.dynamics_model == "ensemble"
+    module, name = (ensemble_dynamics, "ensemble") if ensemble else (any_step_dynamics, "dynamics")
+    own = getattr(config, name)
+    bind = lambda f: functools.partial(f, task=task, config=own)  # noqa: E731
+    return Dynamics(
+        name,
+        module.make(task, own),
+        ensemble or config.dynamics_dropout,
+        bind(module.step_model),
+        bind(module.calibration),
+        bind(module.disagreement) if ensemble else None,
+    )
 
 
 def make(task: Task, config: Config, generator: Policy | None = None) -> Synthesizer:
@@ -219,7 +218,8 @@ def make(task: Task, config: Config, generator: Policy | None = None) -> Synthes
       task: the task.
       config: the config.
       generator: a policy to roll out in place of Transformer-CQL. `generate` finds its trained
-        state in `states["policy"]` too, but it is no model that the synthesizer trains.
+        state in `states["policy"]` too, but it is no model that the synthesizer trains. Starts and
+        histories are still those of `config.policy.context_length`.
 
     Raises:
       UserError: the window K is shorter than the policy's context L, or the environment has no
@@ -249,6 +249,8 @@ def make(task: Task, config: Config, generator: Policy | None = None) -> Synthes
             returns = np.asarray(dataset.return_to_go)[first[np.asarray(positions)]]
             cdf = jnp.asarray(softmax_cdf(returns, config.start_temperature))
         reward = dataset.transition.reward
+        own = getattr(config, dynamics.name)
+        _, holdout = split_holdout(dataset, own.holdout_fraction, own.max_holdout)
         return Data(
             transition=dataset.transition,
             timestep=dataset.timestep,
@@ -257,6 +259,7 @@ def make(task: Task, config: Config, generator: Policy | None = None) -> Synthes
             positions=positions,
             cdf=cdf,
             reward_range=jnp.stack([jnp.min(reward), jnp.max(reward)]),
+            holdout=holdout.transition,
         )
 
     def remember(state: PyTree, data: Data, start: Array) -> tuple[PyTree, Array]:
@@ -286,12 +289,14 @@ def make(task: Task, config: Config, generator: Policy | None = None) -> Synthes
                 terminal = probability > config.terminal_threshold
             discount = 1.0 - terminal.astype(inherited.dtype)
             mask &= until(terminal, inclusive=True)
-        if config.max_disagreement is not None:
+        if config.disagreement_quantile is not None:
             state = states[dynamics.name]
             some = some_rows(data.transition, 2_000)
             usual = dynamics.disagreement(state, some.observation, some.action)
             doubt = dynamics.disagreement(state, transition.observation, transition.action)
-            mask &= until(doubt > jnp.quantile(usual, config.max_disagreement), inclusive=False)
+            mask &= until(
+                doubt > jnp.quantile(usual, config.disagreement_quantile), inclusive=False
+            )
         return discount, mask
 
     def generate(states: dict[str, PyTree], data: Data, key: PRNGKey, chunk: Array) -> Trajectories:
@@ -307,13 +312,13 @@ def make(task: Task, config: Config, generator: Policy | None = None) -> Synthes
         noise = Noise(
             action=jax.random.split(keys[0], horizon),
             dynamics=jax.random.normal(keys[1], shape),
-            model=jax.random.split(keys[2], horizon),
+            model=jax.random.split(keys[2], horizon) if dynamics.needs_keys else None,
         )
         if config.dynamics_noise != "sampled":
             scale = 0.0
             if config.dynamics_noise == "calibrated":
-                last = jax.tree.map(lambda x: x[-1_000:], data.transition)  # held out in training
-                scale = dynamics.calibration(states[dynamics.name], last, keys[3])
+                key = keys[3] if dynamics.needs_keys else None
+                scale = dynamics.calibration(states[dynamics.name], data.holdout, key)
             noise = noise.replace(dynamics=scale * noise.dynamics)
 
         carry, reward = remember(states["policy"], data, start)
@@ -355,8 +360,8 @@ def check(task: Task, config: Config) -> None:
             f"terminals=rule: there is none for environment {task.environment or '(none)'}; "
             "use terminals=classifier"
         )
-    if config.max_disagreement is not None and config.dynamics_model != "ensemble":
-        raise UserError("max_disagreement needs --set dynamics_model=ensemble")
+    if config.disagreement_quantile is not None and config.dynamics_model != "ensemble":
+        raise UserError("disagreement_quantile needs --set dynamics_model=ensemble")
 
 
 def softmax_cdf(returns: np.ndarray, temperature: float) -> np.ndarray:
