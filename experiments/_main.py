@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import re
 import signal
@@ -19,7 +18,7 @@ from typing import Any, NoReturn, TextIO
 import jax
 from absl import app, flags, logging
 
-from tgcvg_jax.files import atomic_path
+from tgcvg_jax.files import write_json
 from tgcvg_jax.types import Task, UserError, one_line
 
 FLAGS = flags.FLAGS
@@ -154,8 +153,7 @@ def require_writable(directory: Path) -> None:
 
 def write_config(directory: Path, settings: dict[str, Any]) -> None:
     """config.json: the settings of a run, and the versions of what ran."""
-    with atomic_path(directory / "config.json") as temporary:
-        temporary.write_text(json.dumps(settings | {"versions": versions()}, indent=2) + "\n")
+    write_json(directory / "config.json", settings | {"versions": versions()})
 
 
 def versions() -> dict[str, str]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from experiments import _main
@@ -21,6 +26,7 @@ from tgcvg_jax.types import Dataset, Learner, PyTree, Task, UserError
 FLAGS = _main.FLAGS
 # As in `types.Synthesizer.models`.
 Model = Learner | Callable[[dict[str, PyTree]], Learner]
+OTHER_FOLDER = "another --name or --workdir"
 
 
 def define_variant() -> None:
@@ -148,14 +154,19 @@ def open_checkpoints(
         if model in reused and read_metadata(folder, missing_ok=True) is None:
             raise UserError(f"--models_from: {folder} holds no trained model; train it first")
         changeable = ACTING if model in reused else extendable(learner)
-        try:
+        remedy = "the same settings, or another --models_from" if model in reused else OTHER_FOLDER
+        with advising(remedy):
             opened[model] = Checkpointer(folder, about, changeable, standard)
-        except UserError as e:
-            remedy = "another --name or --workdir"
-            if model in reused:
-                remedy = "the same settings, or another --models_from"
-            raise UserError(str(e).replace("another --workdir", remedy)) from e
     return opened
+
+
+@contextmanager
+def advising(remedy: str = OTHER_FOLDER) -> Iterator[None]:
+    """Where an error in the block advises another --workdir, it advises this instead."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(str(e).replace("another --workdir", remedy)) from e
 
 
 def models_from(texts: Iterable[str], models: Iterable[str]) -> dict[str, str]:
@@ -247,6 +258,19 @@ def train_model(
     )
     report(model, done, result)
     return result
+
+
+def checksum(state: PyTree) -> str:
+    """Tells two trained models apart, also those that differ in their data alone.
+
+    Args:
+      state: of one seed; of one with `params`, these alone count.
+    """
+    crc = 0
+    for leaf in jax.tree.leaves(getattr(state, "params", state)):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
+    return f"crc32 {crc:08x}"
 
 
 def report(label: str, done: int | None, result: training.FitResult) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from experiments import _further_experiments as f
 from experiments import _gta_experiments as g
 from experiments import _tgcvg_experiments as t
 from experiments._commands import Command, Scale
@@ -41,9 +42,9 @@ EXPERIMENTS: dict[str, tuple[Experiment, str]] = {
     "tgcvg/window-length": (t.window_length, "sweep"),
     "tgcvg/lambda": (t.conservatism, "sweep"),
     "tgcvg/admpo": (t.admpo, "locomotion"),
-    "both/amounts": (t.amounts, "sweep"),
-    "both/subsets": (t.subsets, "sweep"),
-    "both/mixed": (t.mixed, "sweep"),
+    "both/amounts": (f.amounts, "sweep"),
+    "both/subsets": (f.subsets, "sweep"),
+    "both/mixed": (f.mixed, "sweep"),
     "gta/locomotion": (g.gta_locomotion, "locomotion"),
     "gta/safe": (g.gta_safe, "locomotion"),
     "gta/wide": (g.gta_wide, "lower"),
@@ -56,7 +57,7 @@ EXPERIMENTS: dict[str, tuple[Experiment, str]] = {
     "gta/rewards": (g.gta_rewards, "sweep"),
     "gta/dt": (g.gta_dt, "locomotion"),
     "gta/synther": (g.synther_width, "sweep"),
-    "beyond/tgcvg": (t.beyond, "sweep"),
+    "beyond/tgcvg": (f.beyond, "sweep"),
 }
 
 UNKNOWN = "contents not known to us; closest:"
@@ -66,115 +67,99 @@ GTA_REST = (
     "gta/synther", "both/amounts", "both/subsets", "both/mixed",
 )  # fmt: skip
 
-_TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "tgcvg/table1": (
+GTA_UNKNOWN = Table(f"{UNKNOWN} what GTA varies and no other entry holds", GTA_REST)
+
+TABLES: dict[str, Table] = {
+    "tgcvg/table1": Table(
         "TD3+BC, CQL, IQL and DT on locomotion: no augmentation, S4RL, SynthER, GTA, TGCVG",
         ("tgcvg/locomotion",),
     ),
-    "tgcvg/table2": (
+    "tgcvg/table2": Table(
         "the same comparison on Maze2D and AntMaze; the learner is IQL as far as we know",
         ("tgcvg/mazes",),
     ),
-    "tgcvg/table3": (
+    "tgcvg/table3": Table(
         "the action synthesizer against an MLP with lambda 10 and one-step targets, which the "
         "paper changes at once; here all combinations (its learners are not known to us: TD3+BC)",
         ("tgcvg/action-synthesizer",),
     ),
-    "tgcvg/table4": (
+    "tgcvg/table4": Table(
         "novelty, optimality and dynamics error of S4RL, SynthER, GTA and TGCVG",
         ("tgcvg/quality",),
     ),
-    "tgcvg/table7": (
+    "tgcvg/table7": Table(
         "QT, which is not part of this project; closest: Transformer-TD3BC, its loss without its "
         "tokens, beside TD3+BC with TGCVG",
         ("tgcvg/qt",),
     ),
-    "tgcvg/table8": (
+    "tgcvg/table8": Table(
         "the window length K from 25 to 100; the points between, and the tasks, are our choice",
         ("tgcvg/window-length",),
     ),
-    "tgcvg/table9": (f"{UNKNOWN} lambda, amounts and quality of the data", TGCVG_REST),
-    "tgcvg/table10": (f"{UNKNOWN} lambda, amounts and quality of the data", TGCVG_REST),
-    "tgcvg/table11": ("ADMPO, IQL on ADMPO's data, IQL on TGCVG's data", ("tgcvg/admpo",)),
-    "tgcvg/figure2": (
+    "tgcvg/table9": Table(f"{UNKNOWN} lambda, amounts and quality of the data", TGCVG_REST),
+    "tgcvg/table10": Table(f"{UNKNOWN} lambda, amounts and quality of the data", TGCVG_REST),
+    "tgcvg/table11": Table("ADMPO, IQL on ADMPO's data, IQL on TGCVG's data", ("tgcvg/admpo",)),
+    "tgcvg/figure2": Table(
         "TD3+BC and CQL on data of Transformer-TD3BC (2a: collapse under CQL) and TGCVG; and with "
         "return-to-go tokens (which part shows them is not known to us)",
         ("tgcvg/generators",),
     ),
-    "tgcvg/figure3": (
+    "tgcvg/figure3": Table(
         "the generating policy's own score (3b); 3a is not known to us; closest: scores of "
         "learners on its data",
         ("tgcvg/policies",),
     ),
-    "tgcvg/figure4": (
+    "tgcvg/figure4": Table(
         "time of training and of generating, TGCVG and GTA, at 200,000 training steps and GTA's "
         "own; synthesize prints them where it trains or generates anew",
         ("tgcvg/times",),
     ),
-    "tgcvg/figure5": (
+    "tgcvg/figure5": Table(
         f"{UNKNOWN} error against rollout step (the paper's B.6), in quality.json's curves",
         ("tgcvg/quality",),
     ),
-    "tgcvg/figure6": (
+    "tgcvg/figure6": Table(
         f"{UNKNOWN} error against rollout step (the paper's B.6), in quality.json's curves",
         ("tgcvg/quality",),
     ),
-    "gta/table1": (
+    "gta/table1": Table(
         "TD3+BC, CQL, IQL and MCQ on locomotion: no augmentation, S4RL, SynthER, GTA",
         ("gta/locomotion",),
     ),
-    "gta/table4": ("one 'safe' setting for all tasks, mu = 0.25 and alpha = 1.1", ("gta/safe",)),
-    "gta/table5": (
+    "gta/table4": Table(
+        "one 'safe' setting for all tasks, mu = 0.25 and alpha = 1.1", ("gta/safe",)
+    ),
+    "gta/table5": Table(
         "noise levels mu = 0.5 and 0.75 at alpha = 1.3, medium and medium-replay",
         ("gta/wide",),
     ),
-    "gta/table20": (
+    **dict.fromkeys([f"gta/table{i}" for i in range(10, 20)], GTA_UNKNOWN),
+    "gta/table20": Table(
         "scores by learner, those of IQL and CQL exchanged against Table 1; more is not known to "
         "us; closest: the runs of Table 1",
         ("gta/locomotion",),
     ),
-    "gta/table27": (
+    "gta/table26": GTA_UNKNOWN,
+    "gta/table27": Table(
         "cost of training and of sampling; synthesize prints it where it trains or generates anew",
         ("tgcvg/times",),
     ),
-    "gta/table29": (
+    "gta/table28": GTA_UNKNOWN,
+    "gta/table29": Table(
         "a grid of noise level mu and amplification alpha; its points are our choice",
         ("gta/grid",),
     ),
-    "gta/figure4": (
+    "gta/figure4": Table(
         "noise level mu (4b), and amplification alpha (as we suppose, 4a)",
         ("gta/noise-and-return",),
     ),
-    "beyond/tgcvg": (
+    **dict.fromkeys([f"gta/figure{i}" for i in range(6, 12)], GTA_UNKNOWN),
+    "beyond/tgcvg": Table(
         "no paper's: this project's changes to TGCVG (terminals, noise, ensemble, starts, "
         "generators), one at a time",
         ("beyond/tgcvg",),
     ),
 }
-for _number in (*range(10, 20), 26, 28):
-    _TABLES[f"gta/table{_number}"] = (
-        f"{UNKNOWN} what GTA varies and no other entry holds",
-        GTA_REST,
-    )
-for _number in range(6, 12):
-    _TABLES[f"gta/figure{_number}"] = (
-        f"{UNKNOWN} what GTA varies and no other entry holds",
-        GTA_REST,
-    )
-
-
-def _order(name: str) -> tuple[int, int, int]:
-    paper, _, rest = name.partition("/")
-    kind = rest.rstrip("0123456789")
-    number = rest[len(kind) :]
-    return (
-        ("tgcvg", "gta", "beyond").index(paper),
-        ("table", "figure", "tgcvg").index(kind),
-        int(number or 0),
-    )
-
-
-TABLES = {name: Table(*_TABLES[name]) for name in sorted(_TABLES, key=_order)}
 
 
 def commands(names: tuple[str, ...], scale: Scale, env: str | None = None) -> list[Command]:

@@ -4,9 +4,10 @@
     python -m experiments.quality --env=walker2d-medium-v2 --synthesizer=tgcvg-rule
 
 Single steps are compared with the simulator, set to each state; whole trajectories are replayed in
-it; and the policy that generated them is run in it from the same states. Rows in which a velocity
-is clipped are left out of these, as their true state is unknown (`masked`). What has been measured
-is not measured again. Writes to <workdir>/<env>/<synthesizer>/quality/:
+it; and the policy that generated them is run in it, from random states of the original data whose
+outcome is recorded: the same for all variants of a file. Rows in which a velocity is clipped are
+left out of these, as their true state is unknown (`masked`). What has been measured is not measured
+again. Writes to <workdir>/<env>/<synthesizer>/quality/:
 
     quality.json    all numbers and curves
     quality.png     the same, and where the data lies
@@ -23,18 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import jax
 import numpy as np
 from absl import flags
 
 from experiments import _main, _stages
-from tgcvg_jax import plotting, reporting
+from tgcvg_jax import metrics, plotting
 from tgcvg_jax.data import synthetic as synthetic_data
 from tgcvg_jax.data.dataset import fingerprint
 from tgcvg_jax.envs import oracle, termination
-from tgcvg_jax.evaluation import loading, measures, novelty, quality, segments
+from tgcvg_jax.evaluation import generators, loading, measures, novelty, segments
 from tgcvg_jax.files import atomic_path
-from tgcvg_jax.types import Dataset, Task, UserError, one_line
+from tgcvg_jax.types import Task, UserError, one_line
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("synthesizer", "tgcvg", "Whose data: the folder's name, <synthesizer> or "
@@ -56,30 +56,7 @@ flags.DEFINE_string("generator", "auto", "Checkpoint of the policy to run in the
 _stages.define_data()
 
 PICTURES = ("quality.png", "trajectory.png", "trajectory.gif")  # the last two not for all tasks
-SHOWN = (
-    ("transitions", "transitions"),
-    ("segments", "segments"),
-    ("mean_length", "mean length"),
-    ("reward", "reward"),
-    ("reward_known", "  where the truth is known"),
-    ("oracle_reward", "  there by the simulator"),
-    ("reward_mse", "squared error of the reward"),
-    ("dynamics_mse", "squared error of the step (std)"),
-    ("dynamics_mse_median", "  its median"),
-    ("masked", "share without known truth"),
-    ("novelty", "novelty, distance (std)"),
-    ("novelty_state", "  of states"),
-    ("novelty_action", "  of actions"),
-    ("terminals_per_1000", "terminals per 1,000"),
-    ("false_terminals_per_1000", "  on a healthy next state"),
-    ("missed_terminals_per_1000", "falls without a terminal per 1,000"),
-    ("after_fall_share", "share of steps after a fall"),
-    ("claimed_return", "return of a segment, in the data"),
-    ("oracle_return", "  its actions in the simulator"),
-    ("generator_return", "  its generator in the simulator"),
-    ("oracle_survival", "share that survives, actions"),
-    ("generator_survival", "  generator"),
-)
+PARTS = ("metrics", "curves", "distributions")
 
 
 def main() -> None:
@@ -89,25 +66,32 @@ def main() -> None:
     data = fingerprint(dataset)
     path, identity = locate(task, data)
     generator = find_generator(task, label)
+    horizon = identity["longest_segment"]
     directory = _main.task_dir(task, label, "quality")
     _main.require_writable(directory)
     results_path = directory / "quality.json"
     record = read_record(results_path)
 
-    groups = choose_groups(task, generator)
+    groups = choose_groups(task, generator, horizon)
     base = {"file": identity, "data": data, "seed": FLAGS.seed}
     base |= {"num_transitions": FLAGS.num_transitions, "num_segments": FLAGS.num_segments}
     wanted = {name: {**base, **settings} for name, (settings, _) in groups.items()}
     done = record["settings"].get("groups", {})
-    missing = [name for name in groups if done.get(name) != wanted[name]]
+    missing = [name for name in groups if settings_of(done.get(name)) != wanted[name]]
     if missing or not (directory / PICTURES[0]).exists():
-        inputs = load_inputs(task, dataset, path)
+        inputs = measures.prepare(
+            task, dataset, path, num_transitions=FLAGS.num_transitions,
+            num_segments=FLAGS.num_segments, novelty_rows=FLAGS.novelty_rows,
+            novelty_subset=FLAGS.novelty_subset, seed=FLAGS.seed, processes=oracle.num_cpus(),
+        )  # fmt: skip
         for name in missing:
             found = groups[name][1](inputs)
             # Another file's numbers must not stand beside this one's.
-            current = {n: s for n, s in done.items() if s == wanted.get(n, {**s, **base})}
-            done = {**current, name: wanted[name]}
-            record = merge(record, found, name, done)
+            current = {
+                n: about for n, about in done.items()
+                if settings_of(about) == wanted.get(n, {**(settings_of(about) or {}), **base})
+            }  # fmt: skip
+            record, done = merge(record, found, name, wanted[name], current)
             record |= {
                 "env": task.name,
                 "environment": task.environment,
@@ -120,7 +104,7 @@ def main() -> None:
             write_json(results_path, record)
         draw(directory, inputs, record)
     print_table(record["metrics"])
-    for line in remarks(task, generator):
+    for line in remarks(task, generator, record["metrics"]):
         print(line)
     written = [name for name in ("quality.json", *PICTURES) if (directory / name).exists()]
     print(f"written to {directory}/: {', '.join(written)}")
@@ -143,7 +127,9 @@ def locate(task: Task, data: str) -> tuple[Path, dict[str, Any]]:
     try:
         with h5py.File(path) as f:
             rewards, about = f["rewards"][:], json.loads(f.attrs.get("identity", "{}"))
-    except (OSError, KeyError, ValueError) as e:
+            ends = f["terminals"][:].astype(bool) | f["timeouts"][:].astype(bool)
+        ends[-1] = True
+    except (OSError, KeyError, ValueError, IndexError) as e:
         raise UserError(f"{path}: damaged, or no synthetic dataset ({one_line(e)})") from e
     if about.get("data", data) != data:
         warnings.warn(
@@ -152,16 +138,20 @@ def locate(task: Task, data: str) -> tuple[Path, dict[str, Any]]:
             stacklevel=1,
         )
     checksum = zlib.crc32(np.ascontiguousarray(rewards).view(np.uint8).data)
-    return path, {"rows": len(rewards), "crc32_rewards": f"{checksum:08x}"}
+    longest = int(np.diff(np.flatnonzero(ends), prepend=-1).max())
+    return path, {
+        "rows": len(rewards), "crc32_rewards": f"{checksum:08x}", "longest_segment": longest,
+    }  # fmt: skip
 
 
-def find_generator(task: Task, label: str) -> loading.Trained | None:
-    """The policy that generated the data, if there is one."""
-    folder = FLAGS.generator
+def find_generator(task: Task, label: str) -> generators.Generator | None:
+    """The policy that generated the data, as it did, if there is one."""
+    folder, seed = FLAGS.generator, None
     if folder == "none" or not oracle.is_known(task):
         return None
+    config = read_config(_main.task_dir(task, label, "config.json"))
     if folder == "auto":
-        folder = recorded_generator(task, label)
+        folder, seed = generators.recorded(config, _main.task_dir(task, label, "policy"))
         if not folder.exists():
             return None
     trained = loading.load(folder)
@@ -170,61 +160,45 @@ def find_generator(task: Task, label: str) -> loading.Trained | None:
     dims = [(t.observation_dim, t.action_dim) for t in (trained.task, task)]
     if dims[0] != dims[1]:
         raise UserError(f"--generator={folder}: is a policy for {trained.task.name}")
-    return trained
+    return generators.make(trained, seed, **generators.usage(config))
 
 
-def recorded_generator(task: Task, label: str) -> Path:
-    """Where the policy of a run is: its own, that of another run, or a learner's."""
-    own = _main.task_dir(task, label, "policy")
+def read_config(path: Path) -> dict[str, Any]:
+    """The config.json of a run; nothing if there is none that can be read."""
     try:
-        config = json.loads((own.parent / "config.json").read_text())
-        if "generator" in config:
-            return Path(config["generator"]["folder"]).expanduser()
-        other = config.get("models_from", {}).get("policy")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return own
-    return _main.task_dir(task, other, "policy") if other else own
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def choose_groups(
-    task: Task, generator: loading.Trained | None
+    task: Task, generator: generators.Generator | None, horizon: int
 ) -> dict[str, tuple[dict[str, Any], Callable[[measures.Inputs], dict[str, Any]]]]:
     """What can be measured: name -> what it depends on beyond the data, and how."""
     groups = {"content": ({}, measures.content)}
     if oracle.is_known(task):
         groups["one_step"] = (
             {"original_rows": measures.ORIGINAL_ROWS, "near_limit": segments.NEAR_LIMIT},
-            measures.steps,
+            measures.one_step,
         )
-        groups["replay"] = ({"near_limit": segments.NEAR_LIMIT}, measures.replays)
+        groups["replay"] = ({"near_limit": segments.NEAR_LIMIT}, measures.replay)
         if generator is not None:
-            about = {"kind": generator.kind, "step": int(np.max(generator.state.step)),
-                     "history": measures.HISTORY, "actions": "sampled"}  # fmt: skip
+            about = {
+                "generator": generator.about,
+                "near_limit": segments.NEAR_LIMIT,
+                "horizon": horizon,
+                "history": generator.history,
+                "actions": "mean" if generator.deterministic else "sampled",
+                "return_factor": generator.return_factor,
+            }
             groups["generator"] = (about, lambda inputs: measures.generator(inputs, generator))
     rows = {"novelty_rows": FLAGS.novelty_rows, "held_out": novelty.HELD_OUT}
-    groups["novelty"] = (rows, measures.nearest_rows)
+    groups["novelty"] = (rows, measures.novelty)
     if FLAGS.all_novelty:
         rows = {**rows, "novelty_subset": FLAGS.novelty_subset}
-        groups["novelty_grid"] = (rows, measures.nearest_rows_all_ways)
+        groups["novelty_grid"] = (rows, measures.novelty_grid)
     return groups
-
-
-def load_inputs(task: Task, dataset: Dataset, path: Path) -> measures.Inputs:
-    """Reads the sample and chooses segments."""
-    sample, lengths = synthetic_data.read_segments(path, FLAGS.num_transitions, FLAGS.seed)
-    shape = (sample.transition.observation.shape[1], sample.transition.action.shape[1])
-    if shape != (task.observation_dim, task.action_dim):
-        raise UserError(f"{path}: its states and actions have {shape} entries, but {task.name} "
-                        f"has {(task.observation_dim, task.action_dim)}")  # fmt: skip
-    original = jax.tree.map(np.asarray, dataset.transition)
-    made = segments.sample_segments(sample, FLAGS.num_segments, FLAGS.seed)
-    windows = segments.original_segments(dataset, made.length, FLAGS.seed)
-    scale = quality.unit(original.observation)
-    console = reporting.Console()
-    return measures.Inputs(
-        task, dataset, original, sample, lengths, made, windows, scale, FLAGS.seed,
-        FLAGS.novelty_rows, FLAGS.novelty_subset, console,
-    )  # fmt: skip
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -237,19 +211,34 @@ def read_record(path: Path) -> dict[str, Any]:
         return empty
 
 
+def settings_of(about: Any) -> dict[str, Any] | None:
+    """How a group was measured; None if it was not, or by a version that did not say what."""
+    if not isinstance(about, dict) or "measured" not in about:
+        return None
+    return {name: value for name, value in about.items() if name != "measured"}
+
+
 def merge(
-    record: dict[str, Any], found: dict[str, Any], group: str, done: dict[str, Any]
-) -> dict[str, Any]:
-    """The record with a group's results, without those of groups that are out of date."""
-    owners = record["settings"].get("owners", {})
-    owners = {name: owner for name, owner in owners.items() if owner in done and owner != group}
-    merged = dict(record)
-    for part in ("metrics", "curves", "distributions"):
-        kept = {k: v for k, v in record[part].items() if f"{part}.{k}" in owners}
+    record: dict[str, Any],
+    found: dict[str, Any],
+    group: str,
+    settings: dict[str, Any],
+    others: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record with a group's results and those of the other groups that are still true.
+
+    Returns:
+      It, and its groups: name -> settings, and in `measured` the names of the results.
+    """
+    others = {name: about for name, about in others.items() if name != group}
+    measured = {part: sorted(found.get(part, {})) for part in PARTS}
+    groups = {**others, group: {**settings, "measured": measured}}
+    merged = {**record, "settings": {"groups": groups}}
+    for part in PARTS:
+        names = {name for about in others.values() for name in about["measured"].get(part, ())}
+        kept = {name: value for name, value in record[part].items() if name in names}
         merged[part] = kept | found.get(part, {})
-        owners |= {f"{part}.{k}": group for k in found.get(part, {})}
-    merged["settings"] = {"groups": done, "owners": owners}
-    return merged
+    return merged, groups
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -279,21 +268,25 @@ def draw(directory: Path, inputs: measures.Inputs, record: dict[str, Any]) -> No
     )  # fmt: skip
 
 
-def print_table(metrics: Mapping[str, Mapping[str, float | None]]) -> None:
+def print_table(found: Mapping[str, Mapping[str, float | None]]) -> None:
     """All metrics, those without a name of their own last."""
-    labels = dict(SHOWN)
-    names = [n for n in labels if n in metrics] + sorted(set(metrics) - set(labels))
-    show = lambda x: "-" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:.4g}"  # noqa: E731
     rows = [
-        (labels.get(n, n), show(metrics[n]["original"]), show(metrics[n]["synthetic"]))
-        for n in names
+        (metrics.label(n), *(metrics.show(n, found[n][k], "-") for k in ("original", "synthetic")))
+        for n in sorted(found, key=metrics.order)
     ]
     print(_main.table(rows, ("", "original", "synthetic")))
 
 
-def remarks(task: Task, generator: loading.Trained | None) -> list[str]:
-    """What was left out, and why."""
-    lines = []
+def remarks(
+    task: Task,
+    generator: generators.Generator | None,
+    found: Mapping[str, Mapping[str, float | None]],
+) -> list[str]:
+    """What was left out, and why, and what to beware of."""
+    lines = metrics.warnings(found)
+    if generator is not None and found.get("generator_starts", {}).get("synthetic") == 0:
+        lines.append("the policy was not run in the simulator: no row's outcome over the length of "
+                     "the longest segment is recorded")  # fmt: skip
     if not oracle.is_known(task):
         lines.append(f"not measured, as there is no oracle for {task.environment or '(none)'}: "
                      "errors of steps and rewards, replays, the generator itself")  # fmt: skip

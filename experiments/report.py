@@ -26,24 +26,19 @@ from pathlib import Path
 from absl import flags
 
 from experiments import _main
-from tgcvg_jax import config as config_lib
-from tgcvg_jax.learners import LEARNERS
-from tgcvg_jax.report import page
+from tgcvg_jax import report
 from tgcvg_jax.report.document import Table, mark
-from tgcvg_jax.report.results import ALL, REPORT, gather
+from tgcvg_jax.report.results import ALL, REPORT
 from tgcvg_jax.report.tables import score_table
-from tgcvg_jax.synthesizers import SYNTHESIZERS
 
 FLAGS = flags.FLAGS
 
 
 def main() -> None:
     """Gathers, writes, and shows the scores."""
-    modules = {**LEARNERS, **SYNTHESIZERS}
-    defaults = {name: config_lib.to_dict(module.Config()) for name, module in modules.items()}
-    results = gather(Path(FLAGS.workdir).expanduser(), FLAGS.env, defaults)
+    results = report.gather(Path(FLAGS.workdir).expanduser(), FLAGS.env)
     _main.require_writable(results.workdir / REPORT)
-    folder = page.write(results)
+    folder = report.write(results)
     for problem in results.problems:
         warnings.warn(f"could not be read: {problem}", stacklevel=1)
     tables = [score_table(results, learner) for learner in results.learners]

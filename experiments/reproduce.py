@@ -14,10 +14,12 @@ the same programs on bundled data, on a CPU.
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 
 from absl import flags
 
@@ -62,11 +64,16 @@ def main(use: str) -> None:
 
 
 def show() -> None:
-    """All tables and all experiments, one line each."""
-    rows = [
-        (name, f"{table.about} [{', '.join(table.experiments)}]")
-        for name, table in _tables.TABLES.items()
-    ]
+    """All tables and all experiments; tables that are alike share an entry."""
+    alike: dict[_tables.Table, list[str]] = {}
+    for name, table in _tables.TABLES.items():
+        alike.setdefault(table, []).append(name)
+    rows = []
+    for table, (name, *others) in alike.items():
+        also = f"(and {ranges(others)}) " if others else ""
+        text = f"{also}{table.about} [{', '.join(table.experiments)}]"
+        lines = textwrap.wrap(text, 84, break_on_hyphens=False)
+        rows += zip([name, *[""] * (len(lines) - 1)], lines)
     print(_main.table(rows, ("table", "what it holds, and [its experiments]"), left=(0, 1)))
     rows = [
         (name, " ".join(function.__doc__.split()))
@@ -74,6 +81,19 @@ def show() -> None:
     ]
     print()
     print(_main.table(rows, ("experiment", "what it varies"), left=(0, 1)))
+
+
+def ranges(names: list[str]) -> str:
+    """Tables of one paper, those in a row as one: table11 to table19, table26."""
+    found: list[list[tuple[str, int]]] = []
+    for name in names:
+        kind, number = re.fullmatch(r"\w+/([a-z]+)(\d+)", name).groups()
+        if found and found[-1][-1] == (kind, int(number) - 1):
+            found[-1].append((kind, int(number)))
+        else:
+            found.append([(kind, int(number))])
+    ends = [dict.fromkeys((row[0], row[-1])) for row in found]
+    return ", ".join(" to ".join(f"{kind}{number}" for kind, number in row) for row in ends)
 
 
 def argv(command: Command) -> list[str]:

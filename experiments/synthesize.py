@@ -56,7 +56,7 @@ class Generator(NamedTuple):
     Attributes:
       policy: how it acts.
       state: trained, one seed.
-      identity: JSON-ready: what it is, its seed, step and settings.
+      identity: JSON-ready: what it is, its seed, step, checksum and settings.
     """
 
     policy: Policy
@@ -101,7 +101,9 @@ def main() -> None:
     }
     if generator is not None:
         identity["generator"] = generator.identity
-    store = open_store(directory, identity, config)
+    with _stages.advising():
+        path, standard = directory / "synthetic.hdf5", {"config": _stages.defaults(config)}
+        store = SyntheticStore(path, identity, standard)
     store.is_finished(num_transitions)
 
     states = _stages.train_models(synthesizer.models, config, dataset, checkpointers)
@@ -166,19 +168,10 @@ def load_generator(task: Task) -> Generator:
         "kind": trained.kind,
         "seed": seed,
         "step": int(state.step),
+        "checksum": _stages.checksum(state),
         "config": config_lib.to_dict(trained.config),
     }
     return Generator(trained.learner.policy, state, identity)
-
-
-def open_store(directory: Path, identity: dict[str, Any], config: Any) -> SyntheticStore:
-    """The synthetic file of the run; of one that is refused the message says what helps here."""
-    try:
-        path, standard = directory / "synthetic.hdf5", {"config": _stages.defaults(config)}
-        return SyntheticStore(path, identity, standard)
-    except UserError as e:
-        remedy = "another --name or --workdir"
-        raise UserError(str(e).replace("another --workdir", remedy)) from e
 
 
 def _summarise(task: Task, dataset: Dataset, path: Path, logs: dict[str, Path]) -> None:

@@ -37,7 +37,7 @@ from tgcvg_jax.evaluation import rollout
 from tgcvg_jax.learners import HYPERPARAMETERS, LEARNERS
 from tgcvg_jax.ops import scores
 from tgcvg_jax.synthesizers import SYNTHESIZERS, s4rl
-from tgcvg_jax.types import Dataset, Learner, Task, UserError
+from tgcvg_jax.types import Dataset, Task, UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("learner", "td3_bc", sorted(LEARNERS), "What to train.")
@@ -98,7 +98,9 @@ def main() -> None:
     if FLAGS.state_noise is not None:
         learner = s4rl.perturb(learner, FLAGS.state_noise)
         metadata["state_noise"] = FLAGS.state_noise
-    checkpointer = open_checkpoints(directory, metadata, learner, config)
+    standard = {"config": _stages.defaults(config)}
+    with _stages.advising():
+        checkpointer = Checkpointer(directory, metadata, _stages.extendable(learner), standard)
     _main.require_writable(directory)
     settings = {
         "env": task.name,
@@ -193,18 +195,6 @@ def synthesizer_of(label: str) -> str:
             "for the runs of synthesize --name"
         )
     return base
-
-
-def open_checkpoints(
-    directory: Path, metadata: dict[str, Any], learner: Learner, config: Any
-) -> Checkpointer:
-    """The checkpoints of the run; of a folder that is refused the message says what helps here."""
-    standard = {"config": _stages.defaults(config)}
-    try:
-        return Checkpointer(directory, metadata, _stages.extendable(learner), standard)
-    except UserError as e:
-        message = str(e).replace("another --workdir", "another --name or --workdir")
-        raise UserError(message) from e
 
 
 def fuse(task: Task, dataset: Dataset) -> tuple[Dataset, Path]:

@@ -16,6 +16,7 @@ LAYERS = (
         "checkpoint",
         "reporting",
         "plotting",
+        "metrics",
         "interruption",
     ),
     ("learners", "models", "evaluation"),

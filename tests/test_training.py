@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from tgcvg_jax import training
 from tgcvg_jax.checkpoint import Checkpointer
 from tgcvg_jax.learners import LEARNERS
 from tgcvg_jax.models import MODELS, any_step_dynamics
-from tgcvg_jax.training import Callback, DivergenceError, fit
+from tgcvg_jax.training import Callback, DivergenceError, fit, fit_models
 
 MODULES = LEARNERS | MODELS
 
@@ -267,3 +268,21 @@ def test_dynamics_stop_early(task, dataset, configs):
     _, error = result.log.curves()["holdout_mse"]
     np.testing.assert_allclose(best[-1], error[:-1].min(), rtol=1e-5)
     assert differs(result.state.best_params, result.state.params)
+
+
+def test_models_are_trained_in_order(dataset, toy):
+    """By epochs or steps as their configs say; a function gets the states before it."""
+    seen = []
+
+    def second(states):
+        seen.append({name: int(state.step) for name, state in states.items()})
+        return toy()
+
+    config = types.SimpleNamespace(
+        first=types.SimpleNamespace(max_epochs=2), second=types.SimpleNamespace(num_steps=3)
+    )
+    models = {"first": toy(errors=[2.0, 1.0], epoch=4), "second": second}
+    states = fit_models(models, dataset, config, seed=4)
+    assert seen == [{"first": 8}] and list(states) == ["first", "second"]
+    alone = fit(toy(), dataset, num_steps=3, seeds=[4]).state
+    assert_same_bits(states["second"], training.select_seed(alone, 0))

@@ -17,7 +17,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ import numpy as np
 from tgcvg_jax import reporting
 from tgcvg_jax.checkpoint import Checkpointer
 from tgcvg_jax.interruption import PartialRow, Signals
-from tgcvg_jax.types import Dataset, Learner, PRNGKey, PyTree, UserError
+from tgcvg_jax.types import Dataset, Learner, Model, PRNGKey, PyTree, UserError
 
 
 class DivergenceError(UserError):
@@ -290,6 +290,34 @@ def fit(
                     log.flush()
                     flushed = now
     return FitResult(state, step, log, compile_seconds, rate.mean if step > first else float("nan"))
+
+
+def fit_models(
+    models: Mapping[str, Model], dataset: Dataset, config: Any, *, seed: int = 0
+) -> dict[str, PyTree]:
+    """Trains a synthesizer's models, in their order, without checkpoints.
+
+    Args:
+      models: the synthesizer's.
+      dataset: what to train on.
+      config: the synthesizer's; each model's own, in the field of its name, says how long: in
+        `max_epochs` if the model validates, else in `num_steps`.
+      seed: of all of them.
+
+    Returns:
+      What `generate` takes: their trained states, one seed, by name.
+    """
+    states: dict[str, PyTree] = {}
+    for name, model in models.items():
+        learner = model if isinstance(model, Learner) else model(states)
+        own = getattr(config, name)
+        if learner.validate is None:
+            length = {"num_steps": own.num_steps}
+        else:
+            length = {"num_epochs": own.max_epochs}
+        result = fit(learner, dataset, **length, seeds=[seed], label=name)
+        states[name] = select_seed(result.state, 0)
+    return states
 
 
 class _Rate:

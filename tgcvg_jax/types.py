@@ -216,18 +216,22 @@ class Learner(NamedTuple):
     num_steps: int | None = None
 
 
+# What a synthesizer trains: a learner, or, if it learns from models before it, a function of their
+# trained states, one seed, by name.
+Model = Learner | Callable[[dict[str, PyTree]], Learner]
+
+
 class Synthesizer(NamedTuple):
     """A system that augments a dataset.
 
     Attributes:
-      models: the learners that `training.fit` trains before anything is generated, by name; the
-        name is also the folder of their checkpoints. A model that learns from those before it is a
-        function of their trained states, (states by model name) -> Learner.
+      models: what is trained before anything is generated, in this order, by name; the name is also
+        the folder of the checkpoints. `training.fit_models` trains them.
       prepare: (dataset) -> data that `generate` takes.
       generate: (states by model name, data, key, chunk) -> Trajectories. Pure, with the key folded
         with the chunk number: a run streams, resumes, and can be extended.
     """
 
-    models: dict[str, Learner | Callable[[dict[str, PyTree]], Learner]]
+    models: dict[str, Model]
     prepare: Callable[[Dataset], PyTree]
     generate: Callable[[dict[str, PyTree], PyTree, PRNGKey, Array], Trajectories]

@@ -1,43 +1,18 @@
 import dataclasses
 
 import h5py
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tgcvg_jax import envs
-from tgcvg_jax.data.dataset import make_dataset
+from tgcvg_jax import envs, metrics
 from tgcvg_jax.data.synthetic import COLUMNS, read_segments
 from tgcvg_jax.evaluation import novelty, quality, replay, segments
 from tgcvg_jax.tasks import TASKS
 from tgcvg_jax.types import Policy, Transition, UserError
 
 HOPPER = TASKS["hopper-medium-v2"]
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    """Five short episodes of Hopper under random actions, which all end in a fall."""
-    env = envs.make(HOPPER)
-    rng = np.random.default_rng(0)
-    rows = []
-    for seed in range(5):
-        observation, _ = env.reset(seed=seed)
-        terminated = False
-        while not terminated:
-            action = rng.uniform(-1, 1, 3).astype(np.float32)
-            following, reward, terminated, *_ = env.step(action)
-            rows.append((observation, action, reward, 1.0 - terminated, following))
-            observation = following
-    env.close()
-    fields = [np.array(column, np.float32) for column in zip(*rows, strict=True)]
-    transition = Transition(*fields)
-    return make_dataset(HOPPER, transition, transition.discount == 0)
-
-
-@pytest.fixture(scope="module")
-def original(recorded):
-    return Transition(*(np.asarray(x) for x in recorded.transition))
 
 
 # Nearest neighbours.
@@ -79,6 +54,17 @@ def test_variants_of_novelty(original):
     # Half of the origins are missing in the subset.
     assert found["_std_l2_subset"] > 100 * expected
     assert found["_sarS_std_l2_full"] >= found["_std_l2_full"]
+
+
+def test_units_are_of_each_entry_and_never_zero(original):
+    rows = original._replace(observation=original.observation * 10.0 ** -np.arange(11))
+    rows.observation[:, 5] = 3.0
+    expected = rows.observation.astype(np.float64).std(axis=0) + 1e-3
+    assert expected[5] == 1e-3
+    unit = novelty.units(rows)
+    np.testing.assert_allclose(unit.observation, expected, rtol=1e-9)
+    np.testing.assert_allclose(quality.unit(rows.observation), expected, rtol=1e-9)
+    assert unit.action.shape == (3,) and unit.reward.shape == ()
 
 
 def test_held_out_episodes_are_whole():
@@ -141,6 +127,7 @@ def test_terminals_are_judged_by_the_rule(original):
     rows.discount[0] = 0.0  # on a healthy state
     rows.next_observation[1, 0] = 0.3  # fallen, and no word of it
     rows.observation[2:, 0] = 0.3
+    rows.next_observation[2, 0] = 0.3  # the same fall; that it goes on is told by the last metric
     found = quality.terminals(HOPPER, rows)
     assert found == {
         "terminals_per_1000": 250.0,
@@ -149,6 +136,14 @@ def test_terminals_are_judged_by_the_rule(original):
         "after_fall_share": 0.5,
     }
     assert quality.terminals(dataclasses.replace(HOPPER, environment=""), rows) is None
+
+
+def test_warns_of_a_model_that_hides_behind_the_mask():
+    (line,) = metrics.warnings({"masked": {"original": 0.1, "synthetic": 0.2}})
+    assert "20% of the synthetic" in line and "original's of 10%" in line
+    for few in ({"original": 0.1, "synthetic": 0.14}, {"original": None, "synthetic": 0.5}):
+        assert metrics.warnings({"masked": few}) == []
+    assert metrics.warnings({}) == []
 
 
 # Segments.
@@ -230,6 +225,23 @@ def test_replay_of_real_segments(cut, original):
     growth = quality.compounding_error(cut, replayed, quality.unit(original.observation))
     assert growth["value"][0] < 1e-5 and growth["value"][5] < 1e-3
     np.testing.assert_array_equal(growth["count"], cut.mask.sum(axis=0))
+    short = segments.Segments(cut.transition, np.minimum(cut.length, 4))  # not past their ends
+    growth = quality.compounding_error(short, replayed, quality.unit(original.observation))
+    np.testing.assert_array_equal(growth["count"][:5], [len(cut.length)] * 4 + [0])
+
+
+def test_quartiles_of_the_compounding_error():
+    zeros = np.zeros((4, 1, 2))
+    reached = zeros + 3.0 * np.array([1, 2, 3, 4])[:, None, None]
+    flat = np.zeros((4, 1))
+    cut = segments.Segments(Transition(zeros, zeros, flat, flat, zeros), np.ones(4, int))
+    known = np.ones(4, bool)
+    growth = quality.compounding_error(
+        cut, replay.Replay(reached, flat, known, known), np.full(2, 3.0)
+    )
+    expected = [np.quantile([1, 4, 9, 16], 0.25), 30 / 4, np.quantile([1, 4, 9, 16], 0.75)]
+    found = [growth[part][0] for part in ("low", "value", "high")]
+    np.testing.assert_allclose(found, np.sqrt(expected))
 
 
 def test_replay_finds_out_a_model_that_ignores_the_fall(cut, original):
@@ -252,10 +264,50 @@ def test_replay_finds_out_a_model_that_ignores_the_fall(cut, original):
 def test_unknown_starts_have_no_returns(cut):
     transition = cut.transition._replace(observation=cut.transition.observation.copy())
     transition.observation[0, 0, -1] = 9.95
-    replayed = replay.replay(HOPPER, cut._replace(transition=transition))
+    transition = transition._replace(reward=transition.reward.copy())
+    transition.reward[0] += 100.0
+    changed = cut._replace(transition=transition)
+    replayed = replay.replay(HOPPER, changed)
+    sums = np.sum(transition.reward, axis=1, where=cut.mask)
+    found = quality.summarize_replay(changed, replayed)
+    assert found["claimed_return"] == pytest.approx(sums[1:].mean(), rel=1e-5)
     assert not replayed.known[0] and replayed.known[1:].all()
     assert np.isnan(replayed.returns[0]) and np.isnan(replayed.rewards[0]).all()
     assert not replayed.survived[0] and np.isfinite(replayed.mean_return)
+
+
+def test_mean_return_is_over_all_known_starts():
+    """A known start without a return (bad actions) leaves the mean unknown; an unknown, not."""
+    rewards = np.array([[1.0, 2.0], [5.0, np.nan], [np.nan, np.nan]])
+    states = np.zeros((3, 2, 1))
+    made = lambda *known: replay.Replay(states, rewards, np.array(known), np.array(known))  # noqa: E731
+    assert made(True, True, False).mean_return == 4.0
+    assert made(True, False, False).mean_return == 3.0
+    assert np.isnan(made(True, False, True).mean_return)
+
+
+def test_closed_loop_passes_rewards_and_keys(monkeypatch):
+    """The reward before the start is the history's last; every step has a key of its own."""
+    monkeypatch.setattr(replay, "run", lambda task, start, length, act, advance: act)
+
+    def act(state, carry, observation, previous_reward, key, deterministic):
+        return jnp.stack(
+            [previous_reward, jax.random.uniform(key, previous_reward.shape)], 1
+        ), carry
+
+    history = Transition(*(np.full((2, 3), 7.0, np.float32),) * 5)
+    mask = np.array([[True] * 3, [True, True, False]])
+    start, length = np.zeros((2, 1), np.float32), np.array([4, 4])
+    chosen = []
+    for seed in (0, 0, 1):
+        step = replay.closed_loop(
+            Policy(act), jnp.zeros(()), HOPPER, start, length, history, mask, seed=seed
+        )
+        chosen.append([step(t, start, np.array([1.0, 2.0]) + t) for t in range(3)])
+    np.testing.assert_array_equal(np.array(chosen[0])[..., 0], [[7, 0], [2, 3], [3, 4]])
+    noise = np.array(chosen)[..., 1]
+    np.testing.assert_array_equal(noise[0], noise[1])
+    assert len(np.unique(noise[[0, 2]])) == 12
 
 
 def test_closed_loop_is_told_the_history(cut):

@@ -72,7 +72,7 @@ def server():
 
 
 def run(app, *arguments, cwd, env=None):
-    """Runs an app in a folder, with changes to the environment.
+    """Runs an app, or with a name in .py a script of the folder, with changes to the environment.
 
     Returns:
       returncode, stdout and stderr.
@@ -81,7 +81,8 @@ def run(app, *arguments, cwd, env=None):
     logs = {name: folder / name for name in ("stdout", "stderr")}
     for path in logs.values():
         path.unlink(missing_ok=True)
-    job = {"module": f"experiments.{app}", "cwd": str(cwd), "arguments": arguments}
+    module = app.removesuffix(".py") if app.endswith(".py") else f"experiments.{app}"
+    job = {"module": module, "cwd": str(cwd), "arguments": list(map(str, arguments))}
     job |= {"env": env or {}, **{name: str(path) for name, path in logs.items()}}
     process.stdin.write(json.dumps(job) + "\n")
     process.stdin.flush()

@@ -8,6 +8,8 @@ import pytest
 from launch import run
 from test_apps import ENV
 
+from tgcvg_jax.metrics import METRICS, describe
+
 SMALL = ["--num_transitions=600", "--num_segments=5", "--novelty_rows=50"]
 
 
@@ -46,8 +48,13 @@ def test_measures_once(made):
     assert metrics["transitions"] == {"original": 20113, "synthetic": 1000}
     assert metrics["dynamics_mse"]["original"] < 1e-9 < metrics["dynamics_mse"]["synthetic"] < 1e-2
     assert metrics["novelty"]["synthetic"] < 0.01 < metrics["novelty"]["original"]
+    assert set(metrics) <= set(METRICS)  # no number without a description
+    assert metrics["generator_starts"] == {"original": 5, "synthetic": 5}
     generator = metrics["generator_return"]
-    assert generator["original"] is None and generator["synthetic"] > 0
+    assert generator["original"] > 20 and generator["synthetic"] > 0  # hopping, for ten steps
+    about = record["settings"]["groups"]["generator"]
+    assert about["horizon"] == 10 and about["history"] == 20 and about["actions"] == "sampled"
+    assert about["generator"]["kind"] == "bc" and about["generator"]["seed"] == 0
     returns = record["distributions"]["oracle_return"]["synthetic"]
     assert np.mean(returns) == pytest.approx(metrics["oracle_return"]["synthetic"], rel=1e-4)
     for name in (
@@ -56,7 +63,8 @@ def test_measures_once(made):
         assert curves[name]["step"] == list(range(1, 11))
         assert len(curves[name]["original"]) == len(curves[name]["synthetic"]) == 10
         assert curves[name]["synthetic"][0] is not None
-    assert "squared error of the step" in first.stdout
+    assert "dynamics MSE" in first.stdout and "falls not marked" in first.stdout
+    assert "warning" not in first.stdout + first.stderr
 
     before = (directory / "quality.json").stat().st_mtime_ns
     again = quality(folder, *SMALL, f"--generator=runs/{ENV}/none/bc")
@@ -75,6 +83,7 @@ def test_other_settings_replace_what_they_concern(made):
     assert "single steps" not in result.stderr and "nearest neighbours" in result.stderr
     assert new["metrics"]["dynamics_mse"] == old["metrics"]["dynamics_mse"]
     grid = [name for name in new["metrics"] if name.startswith("novelty")]
+    assert all(describe(name) for name in new["metrics"])
     assert len(grid) == 3 + 4 * 2 * 2 * 2
     assert new["metrics"]["novelty"] == new["metrics"]["novelty_std_l2_full"]
 

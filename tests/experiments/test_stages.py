@@ -3,6 +3,7 @@
 import dataclasses
 import types
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -63,6 +64,27 @@ def test_it_counts_what_its_teachers_were(stages):
     assert "models.first.num_steps: 8 -> 12" in message and "another --name or" in message
     # Nothing was trained before all folders had been looked at.
     assert not (stages.folder / "first" / "12").exists()
+
+
+def test_it_is_refused_when_its_teacher_went_on_alone(stages, dataset, toy):
+    stages.train()
+    longer = Config(first=Model(num_steps=12))
+    keepers = _stages.open_checkpoints("toy", {"first": toy()}, dataset.task, longer, dataset)
+    _stages.train_models({"first": toy()}, longer, dataset, keepers)
+    for config, words in ((longer, r"models.first.num_steps: 8 -> 12"), (Config(), "holds 12")):
+        with pytest.raises(UserError, match=words):
+            stages.train(config)
+
+
+def test_checksum_is_of_all_float_numbers():
+    state = {"a": jnp.ones(3), "b": {"c": jnp.zeros(2, jnp.bfloat16)}, "step": jnp.int32(1)}
+    known = _stages.checksum(state)
+    assert known == _stages.checksum(state | {"step": jnp.int32(2), "key": jax.random.key(0)})
+    changed = state["a"].at[2].set(1 + 1e-7), state["b"]["c"].at[1].set(1)
+    assert len({known, *(_stages.checksum(state | {"a": changed[0]}),
+                         _stages.checksum(state | {"b": {"c": changed[1]}}))}) == 3  # fmt: skip
+    params = types.SimpleNamespace(params=state, moments=jnp.ones(2))
+    assert _stages.checksum(params) == known
 
 
 def test_models_of_another_run_are_taken_as_they_are(stages, tmp_path):

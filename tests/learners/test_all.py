@@ -64,7 +64,7 @@ DEFAULTS = {
         "learning_rate": 3e-4, "cosine_steps": 500_000, "cosine_interval": 1_000,
         "actor_weight_decay": 1e-4, "q_weight": 1.0, "bc_weight": 1.0, "max_grad_norm": 9.0,
         "discount": 0.99, "tau": 0.005, "ema_decay": 0.995, "ema_start": 1_000, "ema_every": 5,
-        "target": "qt", "target_dropout": True, "exploration_std": 0.0,
+        "target": "qt", "target_dropout": True,
     },
     "sac": {
         "num_steps": 3_000_000, "start_steps": 5_000, "block_steps": 50, "capacity": 1_000_000,

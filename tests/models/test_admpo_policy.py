@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 
 import jax
@@ -14,7 +15,7 @@ from tgcvg_jax.envs import termination
 from tgcvg_jax.evaluation import loading
 from tgcvg_jax.learners import sac
 from tgcvg_jax.models import admpo_policy as admpo
-from tgcvg_jax.models import any_step_dynamics, any_step_rollout
+from tgcvg_jax.models import any_step_disagreement, any_step_dynamics
 from tgcvg_jax.types import UserError
 
 STEPS = 8
@@ -50,33 +51,28 @@ def scaled(dynamics, factor):
 
 
 @pytest.fixture(scope="module")
-def run(dataset, config, dynamics_config, dynamics, task, robot):
+def run(dataset, config, dynamics_config, dynamics, task):
     """The first updates of a learner one by one: states [T + 1, ...], batches and metrics [T]."""
-    cache = {}
+    learner = admpo.make(task, config, dynamics_config, dynamics)
+    data = learner.prepare(dataset)
 
-    def get(name, factor=1.0):
-        if (name, factor) not in cache:
-            learner = admpo.make(
-                {"task": task, "robot": robot}[name], config, dynamics_config,
-                scaled(dynamics, factor),
-            )  # fmt: skip
-            data = learner.prepare(dataset)
+    @jax.jit
+    def all_steps(data):
+        def step(state, i):
+            batch = learner.sample(jax.random.fold_in(jax.random.key(7), i), data)
+            after, metrics = learner.update(state, batch)
+            return after, (after, batch.replace(dynamics=None), metrics)
 
-            @jax.jit
-            def all_steps(data):
-                def step(state, i):
-                    batch = learner.sample(jax.random.fold_in(jax.random.key(7), i), data)
-                    after, metrics = learner.update(state, batch)
-                    return after, (after, batch.replace(dynamics=None), metrics)
+        state = learner.init(jax.random.key(3), data)
+        rest = jax.lax.scan(step, state, jnp.arange(STEPS))[1]
+        return state, rest
 
-                state = learner.init(jax.random.key(3), data)
-                rest = jax.lax.scan(step, state, jnp.arange(STEPS))[1]
-                return state, rest
-
-            first, (states, batches, metrics) = all_steps(data)
-            join = lambda a, b: jnp.concatenate([a[None], b])  # noqa: E731
-            cache[name, factor] = jax.tree.map(join, first, states), batches, metrics
-        return cache[name, factor]
+    @functools.cache
+    def get(factor=1.0):
+        scaled_data = data.replace(dynamics=scaled(dynamics, factor))
+        first, (states, batches, metrics) = all_steps(scaled_data)
+        join = lambda a, b: jnp.concatenate([a[None], b])  # noqa: E731
+        return jax.device_get((jax.tree.map(join, first, states), batches, metrics))
 
     return get
 
@@ -95,21 +91,22 @@ def written(states, config, step, task):
 def test_disagreement_is_the_spread_of_the_means():
     mean = np.random.default_rng(0).normal(size=(3, 5, 4))
     expected = [np.sqrt(np.mean([np.var(mean[:, i, d]) for d in range(4)])) for i in range(5)]
-    np.testing.assert_allclose(any_step_rollout.disagreement(mean), expected, rtol=1e-5)
-    assert np.all(any_step_rollout.disagreement(mean[:1]) == 0.0)
+    np.testing.assert_allclose(any_step_disagreement.disagreement(mean), expected, rtol=1e-5)
+    assert np.all(any_step_disagreement.disagreement(mean[:1]) == 0.0)
 
 
 def test_penalty_grows_with_disagreement(task, dataset, dynamics, dynamics_config):
     """The same state at all steps back: whatever the predictions differ by is the model's."""
     observation = jnp.repeat(dataset.transition.observation[:6, None], 2, axis=1)
     action = windows.take_windows(dataset.transition.action, jnp.arange(6), 2)
-    noise = any_step_rollout.draw_noise(jax.random.key(0), 6, 2, False, task)
+    noise, steps_back = jax.random.normal(jax.random.key(0), (6, 4)), jnp.ones(6, jnp.int32)
 
     @jax.jit
     def error(dynamics):
-        return any_step_rollout.step_model(
-            dynamics, observation, action, noise, task=task, dynamics_config=dynamics_config
-        )[2]
+        return any_step_disagreement.step_model(
+            dynamics, observation, action, noise, steps_back, None,
+            task=task, config=dynamics_config,
+        )[2]  # fmt: skip
 
     none, some, more = (np.asarray(error(scaled(dynamics, factor))) for factor in (0.0, 1.0, 3.0))
     assert np.all(none == 0.0) and np.all(some > 1e-5)
@@ -118,7 +115,7 @@ def test_penalty_grows_with_disagreement(task, dataset, dynamics, dynamics_confi
 
 def test_the_ring_holds_what_the_model_predicts(run, task, config, dynamics, dynamics_config):
     """Step by step, from the predictions of `any_step_dynamics`, in plain numpy."""
-    states, _, _ = run("task")
+    states, _, _ = run()
     p, m = config.num_particles, config.max_steps
     particles, actor_params = jax.tree.map(
         lambda x: x[0], (states.particles, states.params["actor"])
@@ -163,7 +160,7 @@ def test_the_ring_holds_what_the_model_predicts(run, task, config, dynamics, dyn
 
 
 def test_rollouts_end_in_time_and_start_in_the_data(run, task, config, dataset):
-    states, _, _ = run("task")
+    states, _, _ = run()
     real = np.asarray(windows.pack(dataset.transition))
     ends = np.asarray(dataset.remaining) == 1
     age = np.asarray(states.particles.age)
@@ -187,21 +184,32 @@ def test_rollouts_end_in_time_and_start_in_the_data(run, task, config, dataset):
             np.testing.assert_array_equal(real[i + 1, :3], observation[1])
 
 
-def test_the_environments_rule_ends_rollouts(run, robot, config):
-    states, _, metrics = run("robot")
-    terminals = 0
-    for step in range(STEPS):
-        row = written(states, config, step, robot)
-        fallen = np.asarray(termination.rule(robot)(row.next_observation))
-        np.testing.assert_array_equal(row.discount, 1.0 - fallen)
-        assert np.all(np.asarray(states.particles.age)[step + 1][fallen] == 0)
-        assert float(metrics["model_terminals"][step]) == pytest.approx(fallen.mean())
-        terminals += fallen.sum()
-    assert 0 < terminals < STEPS * config.num_particles
+def test_the_environments_rule_ends_rollouts(run, robot, config, dynamics, dynamics_config):
+    """One step from where the rollouts of all updates stood."""
+    states, batches, _ = run()
+
+    @jax.jit
+    @jax.vmap
+    def step(particles, actor_params, batch, key):
+        return admpo.advance(
+            actor_params, particles, batch.replace(dynamics=dynamics),
+            admpo.draw_noise(key, config.num_particles, robot, config),
+            task=robot, config=config, dynamics_config=dynamics_config,
+        )  # fmt: skip
+
+    before = jax.tree.map(lambda x: x[:-1], (states.particles, states.params["actor"]))
+    after, row, metrics = step(*before, batches, jax.random.split(jax.random.key(0), STEPS))
+    fallen = np.asarray(termination.rule(robot)(row.next_observation))
+    np.testing.assert_array_equal(row.discount, 1.0 - fallen)
+    assert np.all(np.asarray(after.age)[fallen] == 0)
+    going = ~fallen & (before[0].age < config.rollout_length - 1)
+    np.testing.assert_array_equal(np.asarray(after.age)[going], before[0].age[going] + 1)
+    np.testing.assert_allclose(metrics["model_terminals"], fallen.mean(axis=1), rtol=1e-6)
+    assert 0 < fallen.sum() < fallen.size and going.any()
 
 
 def test_the_ring_fills_and_wraps(run, config, task):
-    states, _, _ = run("task")
+    states, _, _ = run()
     p = config.num_particles
     assert config.ring_size == 18 and config.capacity == 15 and p == 6
     np.testing.assert_array_equal(states.ring.size, [0, 6, 12] + [18] * (STEPS - 2))
@@ -212,7 +220,7 @@ def test_the_ring_fills_and_wraps(run, config, task):
 
 
 def test_a_model_that_breaks_down_does_no_harm(run, config, task, dataset):
-    states, batches, metrics = run("task", np.nan)
+    states, batches, metrics = run(np.nan)
     assert np.all(np.asarray(metrics["broken_rollouts"]) == 1.0)
     for leaf in jax.tree.leaves((states.params, states.ring, states.particles)):
         assert np.all(np.isfinite(leaf))
@@ -260,7 +268,7 @@ def test_learning_rates(config, changes, step, expected):
 def test_the_dynamics_are_an_argument(task, dataset, config, dynamics_config, dynamics):
     learner = admpo.make(task, config, dynamics_config, dynamics)
     data = learner.prepare(dataset)
-    state = learner.init(jax.random.key(0), data)
+    state = jax.eval_shape(learner.init, jax.random.key(0), data)
     jaxpr = jax.make_jaxpr(lambda s, k, d: learner.update(s, learner.sample(k, d)))
     constants = jaxpr(state, jax.random.key(1), data).consts
     assert sum(np.size(x) for x in constants) < 20
@@ -270,7 +278,7 @@ def test_the_dynamics_are_an_argument(task, dataset, config, dynamics_config, dy
 
 def test_is_loaded_and_acts_without_dynamics(task, dataset, config, run, tmp_path):
     """As the apps that evaluate do, which know the folder alone; but it can't learn on."""
-    states, _, _ = run("task")
+    states, _, _ = run()
     state = jax.tree.map(lambda x: x[-1:], states)
     metadata = {"kind": "admpo_policy", "seeds": [0]}
     metadata |= {"task": config_lib.to_dict(task), "config": config_lib.to_dict(config)}
@@ -295,17 +303,29 @@ def test_asks_for_no_more_than_the_dynamics_learn(task, config, dynamics_config)
         admpo.make(task, beyond, dynamics_config)
 
 
-def test_one_step_back_has_no_penalty(task, dataset, config, dynamics_config, dynamics):
+def test_one_step_back_has_no_penalty(task, dataset, config, dynamics_config, dynamics, run):
     config = dataclasses.replace(config, max_steps=1, dynamics_dropout=True)
     learner = admpo.make(task, config, dynamics_config, dynamics)
     data = learner.prepare(dataset)
-    state = jax.jit(learner.init)(jax.random.key(0), data)
-    assert state.particles.action.shape == (6, 0, 2)
-    state, metrics = jax.jit(learner.update)(state, learner.sample(jax.random.key(0), data))
-    assert float(metrics["disagreement"]) == 0.0 and np.isfinite(float(metrics["critic_loss"]))
+    assert jax.eval_shape(learner.init, jax.random.key(0), data).particles.action.shape == (6, 0, 2)
+
+    @jax.jit
+    def step(actor_params, key):
+        batch = learner.sample(key, data)
+        particles = admpo.start(batch.starts, jnp.zeros(6, jnp.int32))
+        noise = admpo.draw_noise(key, 6, task, config)
+        return admpo.advance(
+            actor_params, particles, batch, noise,
+            task=task, config=config, dynamics_config=dynamics_config,
+        )  # fmt: skip
+
+    particles, row, metrics = step(at(run()[0].params["actor"], 0), jax.random.key(0))
+    assert float(metrics["disagreement"]) == float(metrics["broken_rollouts"]) == 0.0
+    assert np.all(np.isfinite(row.reward))
+    np.testing.assert_array_equal(particles.observation[:, -1], row.next_observation)
 
 
-def test_seeds_under_vmap_equal_separate_runs(
+def test_a_seeds_run_is_the_same_whichever_run_beside_it(
     task, dataset_x64, config, dynamics_config, dynamics, x64
 ):
     widen = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
@@ -317,9 +337,9 @@ def test_seeds_under_vmap_equal_separate_runs(
         state = jax.tree.map(widen, jax.vmap(learner.init, (0, None))(keys, data))
         return jax.lax.fori_loop(0, 9, lambda _, state: step(state, keys, data)[0], state)
 
-    together, alone = train(training.seed_keys((0, 3))), train(training.seed_keys((3,)))
+    one, other = train(training.seed_keys((0, 3))), train(training.seed_keys((3, 5)))
     for name in ("params", "particles", "ring"):
-        leaves = (jax.tree.leaves(getattr(state, name)) for state in (together, alone))
+        leaves = (jax.tree.leaves(getattr(state, name)) for state in (one, other))
         for a, b in zip(*leaves, strict=True):
             assert a.dtype != np.float32
             np.testing.assert_allclose(a[1], b[0], rtol=1e-10, atol=1e-10)

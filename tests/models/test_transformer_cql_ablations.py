@@ -10,6 +10,7 @@ import pytest
 
 from tgcvg_jax import training
 from tgcvg_jax.models import transformer_cql as tcql
+from tgcvg_jax.networks import memory as memory_lib
 from tgcvg_jax.ops.distributions import tanh_normal_sample
 from tgcvg_jax.types import Transition
 
@@ -173,16 +174,14 @@ def test_the_mlp_has_no_memory(made, dataset):
 def test_the_best_of_several_candidates(task, made, dataset):
     config, learner, _, state = made("best_of_6")
     observation = dataset.transition.observation[:4]
-    memory = learner.policy.init(state, 4)
-    static, zero = dict(task=task, config=config), jnp.zeros(4)
+    memory, zero = learner.policy.init(state, 4), jnp.zeros(4)
 
     @jax.jit
     def run(noise):
-        best, _ = tcql.act_with_noise(state, memory, observation, zero, noise, **static)
-        each = [
-            tcql.act_with_noise(state, memory, observation, zero, n, **static)[0] for n in noise
-        ]
         now = state.normalizer(observation)
+        seen = memory_lib.push(memory, now, zero)
+        choose = functools.partial(tcql.choose_action, state, seen, task=task, config=config)
+        best, each = choose(noise), [choose(n) for n in noise]
         q = [tcql.make_critic(config).apply(state.target_critic, now, a) for a in each]
         return best, jnp.stack(each), jnp.stack(q)
 

@@ -20,6 +20,12 @@ def z():
     return golden.load("tgcvg_rollout")
 
 
+def act_with_noise(state, memory, observation, reward, noise, config):
+    """The policy's `act`, but for where the noise comes from."""
+    memory = memory_lib.push(memory, state.normalizer(observation), reward)
+    return transformer_cql.choose_action(state, memory, noise, task=TASK, config=config), memory
+
+
 @pytest.fixture(scope="module")
 def transitions(z):
     length = int(z["hp/context_length"])
@@ -59,9 +65,8 @@ def transitions(z):
         memory = jax.tree.map(lambda x: x.astype(jnp.float64) if x.ndim > 1 else x, memory)
         for i in range(length - 1):
             memory = memory_lib.push(memory, policy.normalizer(context[:, i]), 0.0)
-        bound = dict(task=TASK, config=config.policy)
         result = model_rollout.rollout(
-            lambda *x: transformer_cql.act_with_noise(policy, *x, **bound),
+            lambda *x: act_with_noise(policy, *x, config.policy),
             lambda *x: any_step_dynamics.step_model(
                 dynamics, *x, task=TASK, config=config.dynamics
             ),

@@ -115,8 +115,8 @@ def test_all_panels(panels, quality):
 def test_numbers_and_missing_numbers(panels, quality):
     axes, _ = panels(quality)
     table = texts(axes["Metrics"])
-    assert ["dynamics MSE", "1.5e-07", "0.0125"] == table[2:5]
-    assert ["novelty", "—", "0.25"] == table[5:8]
+    assert ["dynamics MSE (std)", "1.5e-07", "0.0125"] == table[2:5]
+    assert ["novelty (std)", "—", "0.25"] == table[5:8]
     assert "12.5 %" in table
     returns = axes["Segment returns: claimed against replayed"]
     assert texts(returns) == ["124", "131", "123", "—", "—", "—"]

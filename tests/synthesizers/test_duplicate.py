@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tgcvg_jax.data.dataset import flatten
+from tgcvg_jax.data.dataset import flatten, segment_lengths
 from tgcvg_jax.data.subsets import best_episodes
 from tgcvg_jax.synthesizers import duplicate
 
@@ -44,6 +44,6 @@ def test_segments_of_a_length(task, dataset):
     whole = copy(task, dataset, config)
     cut = copy(task, dataset, dataclasses.replace(config, segment_length=6))
     np.testing.assert_array_equal(sorted_rows(cut.transition), sorted_rows(whole.transition))
-    lengths = np.diff(np.flatnonzero(cut.segment_end), prepend=-1)
+    lengths = segment_lengths(cut.segment_end)
     assert lengths.max() == 6 and len(lengths) > whole.segment_end.sum()
     assert (cut.transition.discount == 0).sum() == (whole.transition.discount == 0).sum()

@@ -437,3 +437,27 @@ def test_terminals_by_classifier(task, config, configs, model_states, dataset, t
     assert kept.any()
     assert np.all(t.mask.sum(axis=1)[kept] == (1 if terminal else config.horizon))
     assert np.all(t.transition.discount[t.mask] == (0.0 if terminal else 1.0))
+
+
+def test_a_conditioned_generator_wants_the_sources_return(task, config, model_states, dataset):
+    """From the first state of the history on: what was had there, and what is wanted from now."""
+    policy = dataclasses.replace(config.policy, return_to_go=True, return_scale=0.1)
+    other = dataclasses.replace(
+        config, policy=policy, deterministic_policy=True, return_factor=1.5, rollout_batch=4
+    )
+    synthesizer = tgcvg.make(task, other)
+    learner, data = synthesizer.models["policy"], synthesizer.prepare(dataset)
+    state = learner.init(jax.random.key(2), learner.prepare(dataset))
+    t = generate(task, other, model_states | {"policy": state}, dataset)
+    rows = source_rows(t, data)
+    reward = np.asarray(dataset.transition.reward)
+    before = [np.zeros(len(rows)), reward[rows - 2], reward[rows - 1]]
+    wanted = 1.5 * np.asarray(dataset.return_to_go)[rows] + before[1] + before[2]
+    for target, same in ((wanted, True), (0 * wanted, False)):
+        carry = learner.policy.init(state, len(rows), jnp.asarray(target))
+        for i in range(3):
+            observation = dataset.transition.observation[rows - 2 + i]
+            action, carry = learner.policy.act(
+                state, carry, observation, jnp.asarray(before[i]), jax.random.key(0), True
+            )
+        assert np.allclose(t.transition.action[:, 0], action, atol=1e-5) == same

@@ -41,7 +41,7 @@ def make_dataset(
     end[-1] = True
     index = np.arange(size, dtype=np.int32)  # not 64 bits: files hold up to 4 million rows
     ends = np.flatnonzero(end).astype(np.int32)
-    length = np.diff(ends, prepend=np.int32(-1))
+    length = segment_lengths(end)
     last = np.repeat(ends, length)  # [M] index of the episode's last row
     if timestep is None:
         timestep = index - np.repeat(ends + 1 - length, length)
@@ -114,15 +114,14 @@ def select(dataset: Dataset, keep: np.ndarray) -> Dataset:
     rows = np.flatnonzero(keep).astype(np.int32)
     ends = np.asarray(dataset.remaining)[rows] == 1
     ends |= np.append(np.diff(rows) != 1, True)
-    ends = np.flatnonzero(ends)
-    run = np.diff(ends, prepend=-1)
+    last = np.repeat(np.flatnonzero(ends), segment_lengths(ends))  # of the row's run
     # On the host: on the device, every new size would have to be compiled.
     pick = lambda x: jnp.asarray(np.asarray(x)[rows])  # noqa: E731
     return _index(
         dataset.task,
         transition=jax.tree.map(pick, dataset.transition),
         timestep=pick(dataset.timestep),
-        remaining=np.repeat(ends, run) - np.arange(len(rows)) + 1,
+        remaining=last - np.arange(len(rows)) + 1,
         return_to_go=pick(dataset.return_to_go),
         source=pick(dataset.source),
     )
@@ -200,6 +199,11 @@ def episode_starts(dataset: Dataset) -> np.ndarray:
 def first_rows(dataset: Dataset) -> np.ndarray:
     """[M], the first row of each row's episode or segment."""
     return np.maximum.accumulate(np.where(episode_starts(dataset), np.arange(dataset.size), 0))
+
+
+def segment_lengths(end: np.ndarray) -> np.ndarray:
+    """[E] int32, the lengths of segments of which `end` [M] bool marks the last rows."""
+    return np.diff(np.flatnonzero(end).astype(np.int32), prepend=np.int32(-1))
 
 
 def episode_returns(dataset: Dataset) -> np.ndarray:

@@ -72,20 +72,21 @@ def one_step(
     observations: np.ndarray,
     actions: np.ndarray,
     *,
-    processes: int | None = None,
+    processes: int = 1,
     advance: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the simulator does in given states under given actions.
 
     Rows are independent of each other: the solver's warm start is cleared between them. So many
     rows may be split over processes, with the same numbers. These are started afresh, not forked
-    (JAX has threads): a script that comes here must have an `if __name__ == "__main__"`.
+    (JAX has threads): a script that asks for them must have an `if __name__ == "__main__"`.
 
     Args:
       task: a task whose environment has an oracle (see `VELOCITY_LIMIT`).
       observations: [B, S], raw.
       actions: [B, A]; clipped to the action box.
-      processes: how many step the rows; None: one, or from 100,000 rows on one for each CPU.
+      processes: how many step the rows; 1: this one alone. Others are worth their start from
+        `PARALLEL` rows on, see also `num_cpus`.
       advance: called with the number of rows done, piece by piece.
 
     Returns:
@@ -99,8 +100,6 @@ def one_step(
     """
     require(task)
     pieces = [slice(i, i + CHUNK) for i in range(0, max(len(observations), 1), CHUNK)]
-    if processes is None:
-        processes = _num_cpus() if len(observations) >= PARALLEL else 1
     done = {}
     if min(processes, len(pieces)) > 1:
         try:
@@ -309,7 +308,7 @@ def _work(
     return _one_step(task, simulator, observations, actions)
 
 
-def _num_cpus() -> int:
+def num_cpus() -> int:
     """CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -32,7 +32,6 @@ class Simulation:
 
     Attributes:
       known: [B] bool, the starting state is fully known; no velocity stands at the limit.
-      running: [B] bool, neither terminated nor diverged, and known.
 
     Raises:
       UserError: the environment has no oracle.
@@ -50,7 +49,12 @@ class Simulation:
         self._warm_start = np.full(self._qvel.shape, np.nan)
         actions = np.zeros((len(observations), task.action_dim))
         self.known = known_states(task, self._simulator, observations, actions)
-        self.running = self.known.copy()
+        self._running = self.known.copy()
+
+    @property
+    def running(self) -> np.ndarray:
+        """[B] bool, neither terminated nor diverged, and known; a copy."""
+        return self._running.copy()
 
     def __enter__(self) -> Simulation:
         return self
@@ -75,9 +79,9 @@ class Simulation:
         box = simulator.action_space
         observations = np.full((len(actions), self._task.observation_dim), np.nan)
         rewards, terminated = np.full(len(actions), np.nan), np.zeros(len(actions), bool)
-        self.running &= np.isfinite(actions).all(axis=1)
+        self._running &= np.isfinite(actions).all(axis=1)
         with mujoco_warnings(lambda message: None):  # divergence is looked for below
-            for i in np.flatnonzero(self.running):
+            for i in np.flatnonzero(self._running):
                 mujoco.mj_resetData(simulator.model, data)
                 simulator.set_state(self._qpos[i], self._qvel[i])
                 if np.isfinite(self._warm_start[i]).all():
@@ -86,12 +90,12 @@ class Simulation:
                     np.clip(actions[i], box.low, box.high)
                 )
                 if has_diverged(data):
-                    self.running[i] = terminated[i] = False
+                    self._running[i] = terminated[i] = False
                     continue
                 observations[i], rewards[i] = observation, reward
                 self._qpos[i], self._qvel[i] = data.qpos, data.qvel
                 self._warm_start[i] = data.qacc_warmstart
         if self._task.environment.startswith("tgcvg/AntMaze-"):
             rewards[:], terminated[:] = np.nan, False
-        self.running &= ~terminated
+        self._running &= ~terminated
         return observations, rewards, terminated

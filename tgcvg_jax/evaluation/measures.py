@@ -1,26 +1,31 @@
 """All measurements of a synthetic dataset, as the groups that `experiments.quality` writes.
 
-Each function takes the same inputs and returns {"metrics": {name: {"original", "synthetic"}},
-"curves": {name: {"step", "original", "synthetic"}}, ...}, ready for JSON: None where there is none.
+A group is a function by its name. Each takes the same inputs, from `prepare`, and returns
+{"metrics": {name: {"original", "synthetic"}}, "curves": {name: {"step", "original", "synthetic"}},
+...}, ready for JSON: None where there is none. What the metrics are is in `tgcvg_jax.metrics`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from tgcvg_jax import reporting, training
+from tgcvg_jax import reporting
+from tgcvg_jax.data import synthetic as synthetic_data
 from tgcvg_jax.data.dataset import Flat
 from tgcvg_jax.envs import oracle
-from tgcvg_jax.evaluation import loading, novelty, quality, replay, segments
+from tgcvg_jax.evaluation import novelty as novelty_lib
+from tgcvg_jax.evaluation import quality, segments
+from tgcvg_jax.evaluation import replay as replay_lib
+from tgcvg_jax.evaluation.generators import Generator
 from tgcvg_jax.evaluation.segments import Segments
-from tgcvg_jax.types import Dataset, Task, Transition
+from tgcvg_jax.types import Dataset, Task, Transition, UserError
 
 ORIGINAL_ROWS = 50_000  # random rows of the original data, in one-step metrics
-HISTORY = 20  # real steps that a generator is told before it acts: the longest context in use
 
 
 class Inputs(NamedTuple):
@@ -36,8 +41,10 @@ class Inputs(NamedTuple):
       windows: of the original data, of the same lengths.
       scale: [S], see `quality.unit`.
       seed: of random choices.
+      num_segments: that are replayed at most, and starts of the generator.
       novelty_rows: how many rows' neighbours are looked for.
       novelty_subset: rows of the subset of the original data, for the variants of novelty.
+      processes: that step single rows, if they are many.
       console: for progress.
     """
 
@@ -50,9 +57,66 @@ class Inputs(NamedTuple):
     windows: Segments
     scale: np.ndarray
     seed: int
+    num_segments: int
     novelty_rows: int
     novelty_subset: int
+    processes: int
     console: reporting.Console
+
+    @property
+    def horizon(self) -> int:
+        """H, the longest segment of the file."""
+        return int(self.lengths.max())
+
+
+def prepare(
+    task: Task,
+    dataset: Dataset,
+    path: Path,
+    *,
+    num_transitions: int,
+    num_segments: int,
+    novelty_rows: int,
+    novelty_subset: int,
+    seed: int = 0,
+    processes: int = 1,
+) -> Inputs:
+    """Reads a synthetic file and chooses what is measured.
+
+    Args:
+      task: the task.
+      dataset: the original data.
+      path: the synthetic file.
+      num_transitions: most rows of it, as whole segments.
+      num_segments: to be replayed; and as many starts of the generator.
+      novelty_rows: see `Inputs`; so are the others.
+
+    Raises:
+      UserError: the file can't be read, or is of another task.
+    """
+    sample, lengths = synthetic_data.read_segments(path, num_transitions, seed)
+    shape = (sample.transition.observation.shape[1], sample.transition.action.shape[1])
+    if shape != (task.observation_dim, task.action_dim):
+        raise UserError(f"{path}: its states and actions have {shape} entries, but {task.name} "
+                        f"has {(task.observation_dim, task.action_dim)}")  # fmt: skip
+    original = jax.tree.map(np.asarray, dataset.transition)
+    made = segments.sample_segments(sample, num_segments, seed)
+    return Inputs(
+        task=task,
+        dataset=dataset,
+        original=original,
+        sample=sample,
+        lengths=lengths,
+        made=made,
+        windows=segments.original_segments(dataset, made.length, seed),
+        scale=quality.unit(original.observation),
+        seed=seed,
+        num_segments=num_segments,
+        novelty_rows=novelty_rows,
+        novelty_subset=novelty_subset,
+        processes=processes,
+        console=reporting.Console(),
+    )
 
 
 def content(inputs: Inputs) -> dict[str, Any]:
@@ -71,7 +135,7 @@ def content(inputs: Inputs) -> dict[str, Any]:
             **(quality.terminals(inputs.task, data) or {}),
         }
     curves = {}
-    if not oracle.is_known(inputs.task):  # else `steps` draws it, of the same rows as the oracle's
+    if not oracle.is_known(inputs.task):  # else `one_step` draws it, of the oracle's rows
         position = quality.positions(inputs.sample.segment_end)
         flat, where = flatten(inputs.windows)
         curves["reward_by_step"] = curve(
@@ -81,7 +145,7 @@ def content(inputs: Inputs) -> dict[str, Any]:
     return {"metrics": join(parts), "curves": curves}
 
 
-def steps(inputs: Inputs) -> dict[str, Any]:
+def one_step(inputs: Inputs) -> dict[str, Any]:
     """Single steps against the simulator's."""
     size = inputs.dataset.size
     rows = np.random.default_rng(inputs.seed).choice(size, min(size, ORIGINAL_ROWS), replace=False)
@@ -91,9 +155,12 @@ def steps(inputs: Inputs) -> dict[str, Any]:
     total = sum(len(t.reward) for t in (original, windows, made))
     with reporting.progress(inputs.console, "single steps", total, unit="row") as advance:
         steps = [
-            quality.one_step(inputs.task, t, inputs.scale, advance=advance)
+            quality.one_step(
+                inputs.task, t, inputs.scale, advance=advance,
+                processes=inputs.processes if len(t.reward) >= oracle.PARALLEL else 1,
+            )
             for t in (original, windows, made)
-        ]
+        ]  # fmt: skip
     position = quality.positions(inputs.sample.segment_end)
 
     def by_step(values: Callable[[Transition, quality.OneStep], np.ndarray]) -> dict[str, list]:
@@ -117,14 +184,14 @@ def steps(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def replays(inputs: Inputs) -> dict[str, Any]:
+def replay(inputs: Inputs) -> dict[str, Any]:
     """Whole segments' actions in the simulator."""
     parts = {"original": inputs.windows, "synthetic": inputs.made}
     total = sum(int(s.length.max()) for s in parts.values())
     metrics, errors, returns = {}, {}, {}
     with reporting.progress(inputs.console, "replaying", total) as advance:
         for name, cut in parts.items():
-            replayed = replay.replay(inputs.task, cut, advance)
+            replayed = replay_lib.replay(inputs.task, cut, advance)
             metrics[name] = quality.summarize_replay(cut, replayed)
             errors[name] = quality.compounding_error(cut, replayed, inputs.scale)
             known = replayed.known
@@ -145,41 +212,62 @@ def replays(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def generator(inputs: Inputs, policy: loading.Trained) -> dict[str, Any]:
-    """The policy itself, from the segments' first states, which are real ones in TGCVG."""
-    cut = inputs.made
-    rows = find_starts(inputs, cut)
-    if not (rows >= 0).any():  # then from where the windows of the original data start
-        cut = inputs.windows
-        rows = find_starts(inputs, cut)
-    length, rows = cut.length[rows >= 0], rows[rows >= 0]
-    history, mask = segments.history_before(inputs.dataset, rows, HISTORY)
-    with reporting.progress(inputs.console, "generator", int(length.max())) as advance:
-        outcome = replay.closed_loop(
-            policy.learner.policy,
-            training.select_seed(policy.state, 0),
+def generator(inputs: Inputs, policy: Generator) -> dict[str, Any]:
+    """The policy itself in the simulator, beside what is recorded from the same rows.
+
+    The starts are random rows of the original data, not the segments': so all files of one length
+    have the same ones, and the recorded outcome is a true yardstick. A row counts if the next H
+    steps, or those up to a terminal, are recorded, H being the longest segment of the file. The
+    policy is told the real steps before, and how much it is to earn, as when it generates.
+    """
+    rows = segments.outcomes(inputs.task, inputs.dataset, inputs.horizon)
+    size = min(len(rows), inputs.num_segments)
+    if not size:
+        return {"metrics": join({k: {"generator_starts": 0} for k in ("original", "synthetic")})}
+    rows = np.random.default_rng(inputs.seed).choice(rows, size, replace=False)
+    returns, survived = segments.recorded_outcome(inputs.dataset, rows, inputs.horizon)
+    target = policy.return_factor * np.asarray(inputs.dataset.return_to_go)[rows]
+    history = mask = None
+    if policy.policy.prime is not None and policy.history:
+        history, mask = segments.history_before(inputs.dataset, rows, policy.history)
+        target = target + np.sum(history.reward, axis=1, where=mask)
+    with reporting.progress(inputs.console, "generator", inputs.horizon) as advance:
+        outcome = replay_lib.closed_loop(
+            policy.policy,
+            policy.state,
             inputs.task,
             inputs.original.observation[rows],
-            length,
+            np.full(size, inputs.horizon),
             history,
             mask,
             seed=inputs.seed,
+            deterministic=policy.deterministic,
+            target_return=target,
             advance=advance,
         )
-    metrics = {"generator_return": outcome.mean_return, "generator_survival": outcome.survival}
-    return {"metrics": join({"original": {}, "synthetic": metrics})}
+    name = lambda *values: dict(  # noqa: E731
+        zip(("generator_starts", "generator_return", "generator_survival"), values, strict=True)
+    )
+    return {
+        "metrics": join(
+            {
+                "original": name(size, float(returns.mean()), float(survived.mean())),
+                "synthetic": name(size, outcome.mean_return, outcome.survival),
+            }
+        )
+    }
 
 
-def nearest_rows(inputs: Inputs) -> dict[str, Any]:
+def novelty(inputs: Inputs) -> dict[str, Any]:
     """Distance to the nearest of all original rows, in standard deviations."""
     found = nearest(inputs, kinds=("", "_state", "_action"))
     names = {f"novelty{kind}": f"{kind}_std_l2_full" for kind in ("", "_state", "_action")}
     return {"metrics": {name: found[key] for name, key in names.items() if key in found}}
 
 
-def nearest_rows_all_ways(inputs: Inputs) -> dict[str, Any]:
+def novelty_grid(inputs: Inputs) -> dict[str, Any]:
     """All variants."""
-    found = nearest(inputs, tuple(novelty.FEATURES), novelty.SCALES, inputs.novelty_subset)
+    found = nearest(inputs, tuple(novelty_lib.FEATURES), novelty_lib.SCALES, inputs.novelty_subset)
     return {"metrics": {f"novelty{name}": values for name, values in found.items()}}
 
 
@@ -190,7 +278,7 @@ def nearest(
     """Novelty of random rows; of the original data, of held-out episodes to the others."""
     rng = np.random.default_rng(inputs.seed)
     starts = np.append(True, np.asarray(inputs.dataset.remaining)[:-1] == 1)
-    held_out = novelty.hold_out(np.cumsum(starts), inputs.seed)
+    held_out = novelty_lib.hold_out(np.cumsum(starts), inputs.seed)
     take = lambda t, rows: jax.tree.map(lambda x: x[rows], t)  # noqa: E731
     some = lambda rows: rng.choice(rows, min(len(rows), inputs.novelty_rows), False)  # noqa: E731
     pairs = {"synthetic": (take(inputs.sample.transition, some(np.arange(
@@ -200,10 +288,10 @@ def nearest(
         pairs["original"] = (take(inputs.original, some(np.flatnonzero(held_out))), rest)
     passes = len(kinds) * len(scales) * (2 if subset else 1)
     total = passes * sum(len(q.reward) for q, _ in pairs.values())
-    unit = novelty.units(inputs.original)
+    unit = novelty_lib.units(inputs.original)
     with reporting.progress(inputs.console, "nearest neighbours", total, unit="row") as advance:
         parts = {
-            name: novelty.measure(
+            name: novelty_lib.measure(
                 *pair, unit, kinds=kinds, scales=scales, subset=subset, seed=inputs.seed,
                 advance=advance,
             )

@@ -17,7 +17,7 @@ import numpy as np
 
 from tgcvg_jax.envs import oracle, termination
 from tgcvg_jax.evaluation import novelty
-from tgcvg_jax.evaluation.replay import Rollout, mean
+from tgcvg_jax.evaluation.replay import Replay, mean
 from tgcvg_jax.evaluation.segments import Segments, is_clipped
 from tgcvg_jax.types import Task, Transition
 
@@ -46,7 +46,7 @@ def one_step(
     transition: Transition,
     scale: np.ndarray,
     *,
-    processes: int | None = None,
+    processes: int = 1,
     advance: Callable[[int], object] | None = None,
 ) -> OneStep:
     """What the simulator says of single transitions.
@@ -106,24 +106,30 @@ def terminals(task: Task, transition: Transition) -> dict[str, float] | None:
 
     Returns:
       terminals_per_1000; false_terminals_per_1000, those on a healthy next state;
-      missed_terminals_per_1000, fallen next states without one; after_fall_share, rows that start
-      in a fallen state, where no real episode goes on. None if the rule is not known.
+      missed_terminals_per_1000, falls without one: from a healthy state to a fallen one;
+      after_fall_share, rows that start in a fallen state, where no real episode goes on. None if
+      the rule is not known.
     """
     rule = termination.rule(task)
     if rule is None:
         return None
     ends = np.asarray(transition.discount) == 0.0
     fallen = np.asarray(rule(np.asarray(transition.next_observation)))
+    lay = np.asarray(rule(np.asarray(transition.observation)))
     return {
         "terminals_per_1000": 1e3 * mean(ends),
         "false_terminals_per_1000": 1e3 * mean(ends & ~fallen),
-        "missed_terminals_per_1000": 1e3 * mean(~ends & fallen),
-        "after_fall_share": mean(rule(np.asarray(transition.observation))),
+        "missed_terminals_per_1000": 1e3 * mean(~ends & fallen & ~lay),
+        "after_fall_share": mean(lay),
     }
 
 
-def summarize_replay(segments: Segments, replayed: Rollout) -> dict[str, float]:
-    """claimed_return, oracle_return, oracle_survival, all over segments with a known start."""
+def summarize_replay(segments: Segments, replayed: Replay) -> dict[str, float]:
+    """claimed_return, oracle_return, oracle_survival, all over segments with a known start.
+
+    Windows of the original data lie inside episodes, so that they hardly ever hold a fall: their
+    survival is no yardstick for a generator's segments. `measures.generator` has one.
+    """
     reward = np.asarray(segments.transition.reward, np.float64)
     claimed = np.sum(reward, axis=1, where=segments.mask)
     return {
@@ -134,7 +140,7 @@ def summarize_replay(segments: Segments, replayed: Rollout) -> dict[str, float]:
 
 
 def compounding_error(
-    segments: Segments, replayed: Rollout, scale: np.ndarray
+    segments: Segments, replayed: Replay, scale: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Distance of generated states from replayed ones by step (after ADMPO's and TGCVG's figures).
 

@@ -17,7 +17,7 @@ Advance = Callable[[int], object]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollout:
+class Replay:
     """B runs in the simulator of T steps at most.
 
     Attributes:
@@ -56,7 +56,7 @@ def run(
     length: np.ndarray,
     act: Callable[[int, np.ndarray, np.ndarray], np.ndarray],
     advance: Advance | None = None,
-) -> Rollout:
+) -> Replay:
     """Steps B simulators side by side.
 
     Args:
@@ -73,10 +73,9 @@ def run(
     fell = np.zeros(size, bool)
     observation, reward = np.array(start, np.float64), np.zeros(size)
     with Simulation(task, start) as simulation:
-        simulation.running &= ~is_clipped(task, start)
-        known = simulation.running.copy()
+        known = simulation.known & ~is_clipped(task, start)
         for t in range(horizon):
-            going = simulation.running & (t < length)
+            going = known & simulation.running & (t < length)
             if going.any():
                 actions = np.where(going[:, None], act(t, observation, reward), np.nan)
                 observations[:, t], rewards[:, t], terminated = simulation.step(actions)
@@ -87,10 +86,10 @@ def run(
             if advance:
                 advance(1)
     arrived = np.isfinite(observations[np.arange(size), length - 1]).all(axis=1)
-    return Rollout(observations, rewards, known, known & arrived & ~fell)
+    return Replay(observations, rewards, known, known & arrived & ~fell)
 
 
-def replay(task: Task, segments: Segments, advance: Advance | None = None) -> Rollout:
+def replay(task: Task, segments: Segments, advance: Advance | None = None) -> Replay:
     """The segments' own actions, one after another, from their first states.
 
     Args:
@@ -115,9 +114,9 @@ def closed_loop(
     *,
     seed: int = 0,
     deterministic: bool = False,
-    target_return: float | None = None,
+    target_return: float | np.ndarray | None = None,
     advance: Advance | None = None,
-) -> Rollout:
+) -> Replay:
     """A policy in the simulator, from given states.
 
     Args:
@@ -126,11 +125,11 @@ def closed_loop(
       task: its environment has an oracle.
       start: [B, S], raw.
       length: [B], steps of each run at most.
-      history: fields [B, P, ...], the real steps before; None if there are none.
+      history: fields [B, P, ...], the P >= 1 real steps before; None if there are none.
       mask: [B, P] bool, False where there is no real step (at the front).
       seed: of the actions.
       deterministic: act by the mode, rather than by a sample.
-      target_return: for policies conditioned on a return, in the environment's own unit.
+      target_return: for policies conditioned on a return, one for all or [B], raw.
       advance: called with 1 after every step.
     """
     key = jax.random.fold_in(jax.random.key(seed), 5)  # 0 to 4 are other draws'

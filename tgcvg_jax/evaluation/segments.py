@@ -52,13 +52,48 @@ def sample_segments(flat: Flat, count: int, seed: int = 0) -> Segments:
 def original_segments(dataset: Dataset, length: np.ndarray, seed: int = 0) -> Segments:
     """Windows of the original data with given lengths [N], at random places.
 
-    Where no episode is as long, the window is as long as the longest.
+    Where no episode is as long, the window is as long as the longest. They lie inside episodes, so
+    a window hardly ever holds a fall, unlike what really follows a random row (`outcomes`).
     """
     rng = np.random.default_rng(seed)
     order, num_starts = np.asarray(dataset.order), np.asarray(dataset.num_starts)
     length = np.minimum(length, len(num_starts) - 1)
     start = order[rng.integers(0, num_starts[length])]
     return gather(jax.tree.map(np.asarray, dataset.transition), start, length)
+
+
+def outcomes(task: Task, dataset: Dataset, horizon: int) -> np.ndarray:
+    """Rows whose next `horizon` steps, or those up to a terminal, are all recorded, [K].
+
+    Their state is fully known too: a simulator can go on from it.
+
+    Args:
+      task: its environment has an oracle.
+      dataset: the data; its episodes end in a terminal, or are cut off.
+      horizon: H >= 1.
+    """
+    remaining = np.asarray(dataset.remaining)
+    last = np.arange(dataset.size) + remaining - 1
+    ends = np.asarray(dataset.transition.discount)[last] == 0.0
+    observation = np.asarray(dataset.transition.observation)
+    known = np.isfinite(observation).all(axis=1) & ~is_clipped(task, observation)
+    return np.flatnonzero(known & (ends | (remaining >= horizon)))
+
+
+def recorded_outcome(
+    dataset: Dataset, rows: np.ndarray, horizon: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What happened in the `horizon` steps from some rows [B] on.
+
+    Returns:
+      [B] sums of rewards over these steps, or to the terminal; [B] bool, no terminal came.
+    """
+    length = np.minimum(np.asarray(dataset.remaining)[rows], horizon)
+    cut = gather(jax.tree.map(np.asarray, dataset.transition), rows, length)
+    ends = (cut.transition.discount == 0.0) & cut.mask
+    until = np.cumsum(ends, axis=1) - ends == 0  # True up to the first terminal, itself included
+    returns = np.sum(cut.transition.reward, axis=1, where=cut.mask & until, dtype=np.float64)
+    return returns, ~ends.any(axis=1)
 
 
 def find_rows(observation: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from tgcvg_jax.data import windows
-from tgcvg_jax.data.dataset import episode_starts
+from tgcvg_jax.data.dataset import first_rows
 from tgcvg_jax.data.normalize import Normalizer
 from tgcvg_jax.data.replay import (
     Mixture,
@@ -176,8 +176,7 @@ def returns_to_go(dataset: Dataset, synthetic_factor: float) -> np.ndarray:
     """
     stored = np.asarray(dataset.return_to_go, np.float64)
     reward = np.asarray(dataset.transition.reward, np.float64)
-    start = np.where(episode_starts(dataset), np.arange(dataset.size), 0)
-    start = np.maximum.accumulate(start)
+    start = first_rows(dataset)
     before = np.cumsum(reward) - reward  # rewards of all earlier rows
     generated = synthetic_factor * stored[start] - (before - before[start])
     return np.where(np.asarray(dataset.source) == SYNTHETIC, generated, stored)

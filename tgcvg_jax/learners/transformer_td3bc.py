@@ -12,7 +12,7 @@ are four, with four heads and ReLU, and it rescales the rewards of AntMaze's lar
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -73,27 +73,33 @@ class Config:
     # n_step: TGCVG's (its equation 1), with all rewards and the state after the window.
     target: Literal["qt", "n_step"] = "qt"
     target_dropout: bool = True  # of the target actor, which QT never puts into evaluation mode
-    exploration_std: float = 0.0  # sampled acting: noise added to the action; TD3's generator: none
 
 
-# By family: eta, the bound of the gradient, and K where it is not 20 (QT's run.sh).
+class Settings(NamedTuple):
+    """What QT's run.sh sets by task; fields of the config."""
+
+    q_weight: float
+    max_grad_norm: float
+    context_length: int = 20
+
+
 SETTINGS = {
-    "halfcheetah-medium": (5.0, 15.0, 5),
-    "halfcheetah-medium-replay": (5.0, 15.0, 5),
-    "halfcheetah-medium-expert": (0.4, 15.0),
-    "hopper-medium": (1.0, 9.0),
-    "hopper-medium-replay": (3.0, 9.0),
-    "hopper-medium-expert": (1.0, 9.0),
-    "walker2d-medium": (2.0, 5.0),
-    "walker2d-medium-replay": (2.0, 5.0),
-    "walker2d-medium-expert": (2.0, 5.0),
-    "maze2d-umaze": (5.0, 20.0),
-    "maze2d-medium": (5.0, 9.0),
-    "maze2d-large": (4.0, 9.0),
-    "antmaze-umaze": (0.05, 9.0),
-    "antmaze-umaze-diverse": (0.01, 9.0),
-    "antmaze-medium-diverse": (0.01, 9.0),
-    "antmaze-large-diverse": (0.005, 9.0),
+    "halfcheetah-medium": Settings(5.0, 15.0, 5),
+    "halfcheetah-medium-replay": Settings(5.0, 15.0, 5),
+    "halfcheetah-medium-expert": Settings(0.4, 15.0),
+    "hopper-medium": Settings(1.0, 9.0),
+    "hopper-medium-replay": Settings(3.0, 9.0),
+    "hopper-medium-expert": Settings(1.0, 9.0),
+    "walker2d-medium": Settings(2.0, 5.0),
+    "walker2d-medium-replay": Settings(2.0, 5.0),
+    "walker2d-medium-expert": Settings(2.0, 5.0),
+    "maze2d-umaze": Settings(5.0, 20.0),
+    "maze2d-medium": Settings(5.0, 9.0),
+    "maze2d-large": Settings(4.0, 9.0),
+    "antmaze-umaze": Settings(0.05, 9.0),
+    "antmaze-umaze-diverse": Settings(0.01, 9.0),
+    "antmaze-medium-diverse": Settings(0.01, 9.0),
+    "antmaze-large-diverse": Settings(0.005, 9.0),
 }
 PRESETS = {
     "paper": {},
@@ -114,10 +120,7 @@ def for_task(task: Task, hyperparameters: str = "tgcvg") -> Config:
     """
     del hyperparameters
     family = paper_family(task)
-    q_weight, max_grad_norm, *length = SETTINGS.get(family, SETTINGS["hopper-medium"])
-    config = Config(q_weight=q_weight, max_grad_norm=max_grad_norm)
-    if length:
-        config = dataclasses.replace(config, context_length=length[0])
+    config = Config(**SETTINGS.get(family, SETTINGS["hopper-medium"])._asdict())
     if family == "halfcheetah-medium-expert":  # ten iterations of 10,000 steps, to the cosine's end
         return dataclasses.replace(config, cosine_steps=100_000, cosine_interval=10_000)
     return config
@@ -267,9 +270,8 @@ def actor_loss(
     return loss, {"actor_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss}
 
 
-def draw_noise(key: PRNGKey, batch: Transition, config: Config) -> Noise:
+def draw_noise(key: PRNGKey) -> Noise:
     """All random draws of one update."""
-    del batch, config
     coin, dropout = jax.random.split(key)
     return Noise(dropout=jax.random.split(dropout), swap=jax.random.bernoulli(coin))
 
@@ -365,7 +367,7 @@ def make(task: Task, config: Config) -> Learner:
         return windows.unpack(rows, task.observation_dim, task.action_dim)
 
     def update(state: State, batch: Transition) -> tuple[State, dict[str, Array]]:
-        noise = draw_noise(jax.random.fold_in(state.key, state.step), batch, config)
+        noise = draw_noise(jax.random.fold_in(state.key, state.step))
         state, info = apply_update(state, batch, noise, task=task, config=config)
         return state, jax.tree.map(jnp.mean, info)
 
@@ -373,16 +375,13 @@ def make(task: Task, config: Config) -> Learner:
 
 
 def make_policy(task: Task, config: Config) -> Policy:
-    """Acts on the last L states, fewer at first. Sampled, it adds noise of `exploration_std`."""
+    """Acts on the last L states, fewer at first; there is nothing to sample."""
     actor, _ = make_networks(task, config)
 
     def choose(state: State, memory: Memory, key: PRNGKey, deterministic: bool) -> Array:
+        del key, deterministic
         window, mask = memory.observation, memory_lib.mask(memory)
         mean, _ = actor.apply(state.actor, window, mask, deterministic=True, last_only=True)
-        action = jnp.tanh(mean[:, 0])
-        if deterministic or config.exploration_std == 0.0:
-            return action
-        noise = config.exploration_std * jax.random.normal(key, action.shape)
-        return jnp.clip(action + noise, -1.0, 1.0)
+        return jnp.tanh(mean[:, 0])
 
     return memory_lib.make_policy(choose, config.context_length, task.observation_dim)

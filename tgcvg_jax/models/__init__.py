@@ -2,9 +2,10 @@
 
 Each module has `make(task, config) -> Learner` and `Config`, which says how long to train: in a
 field `num_steps`, or `max_epochs` if the learner validates. (The apps read it; `training.fit` takes
-the number as an argument.) `denoiser` and `any_step_rollout` are none themselves: the one is what
-the two denoisers share, the other how the any-step model is rolled out. `admpo_policy` learns in a
-trained dynamics model, which its `make` takes as well; to act it needs none.
+the number as an argument; `training.fit_models` reads it from a synthesizer's config.) `denoiser`
+and `any_step_disagreement` are none themselves: the one is what the two denoisers share, the other
+is how the any-step model's predictions differ, for `admpo_policy`. That one learns in a trained
+dynamics model, which its `make` takes as well; to act it needs none.
 """
 
 from tgcvg_jax.models import (

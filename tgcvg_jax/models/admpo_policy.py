@@ -14,6 +14,7 @@ the newest policy, and what they hold is part of the checkpoint.
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -23,7 +24,7 @@ import optax
 from tgcvg_jax.data import windows
 from tgcvg_jax.envs import termination
 from tgcvg_jax.learners import sac
-from tgcvg_jax.models import any_step_dynamics, any_step_rollout
+from tgcvg_jax.models import any_step_disagreement, any_step_dynamics
 from tgcvg_jax.ops.distributions import tanh_normal_sample
 from tgcvg_jax.types import Array, Dataset, Learner, PRNGKey, PyTree, Task, Transition, UserError
 
@@ -159,9 +160,31 @@ def make_optimizers(config: Config) -> dict[str, optax.GradientTransformation]:
     }
 
 
-def draw_noise(key: PRNGKey, count: int, task: Task, config: Config) -> any_step_rollout.Noise:
+class Noise(NamedTuple):
+    """Random draws of one step of P rollouts.
+
+    Attributes:
+      action: [P, A], standard normal.
+      dynamics: [P, S + 1], standard normal.
+      steps_back: [P] int32 in 1..m, the prediction with which each goes on.
+      dropout: PRNG key; None turns dropout off.
+    """
+
+    action: Array
+    dynamics: Array
+    steps_back: Array
+    dropout: PRNGKey | None
+
+
+def draw_noise(key: PRNGKey, count: int, task: Task, config: Config) -> Noise:
     """The draws for one step of `count` rollouts."""
-    return any_step_rollout.draw_noise(key, count, config.max_steps, config.dynamics_dropout, task)
+    keys = jax.random.split(key, 4)
+    return Noise(
+        action=jax.random.normal(keys[0], (count, task.action_dim)),
+        dynamics=jax.random.normal(keys[1], (count, task.observation_dim + 1)),
+        steps_back=jax.random.randint(keys[2], (count,), 1, config.max_steps + 1),
+        dropout=keys[3] if config.dynamics_dropout else None,
+    )
 
 
 def start(windows_: Transition, age: Array) -> Particles:
@@ -173,7 +196,7 @@ def take_step(
     actor_params: PyTree,
     dynamics: any_step_dynamics.State,
     particles: Particles,
-    noise: any_step_rollout.Noise,
+    noise: Noise,
     *,
     task: Task,
     config: Config,
@@ -200,9 +223,10 @@ def take_step(
     distribution = sac.distribution(actor, actor_params, observation, sac_config(config))
     action = tanh_normal_sample(*distribution, noise.action)[0]
     actions = jnp.concatenate([particles.action, action[:, None]], axis=1)  # [P, m, A]
-    next_observation, reward, error = any_step_rollout.step_model(
-        dynamics, particles.observation, actions, noise, task=task, dynamics_config=dynamics_config
-    )
+    next_observation, reward, error = any_step_disagreement.step_model(
+        dynamics, particles.observation, actions, noise.dynamics, noise.steps_back, noise.dropout,
+        task=task, config=dynamics_config,
+    )  # fmt: skip
     discount = jnp.ones_like(reward)
     if (rule := termination.rule(task)) is not None:
         discount = jnp.where(rule(next_observation), 0.0, discount)
@@ -220,7 +244,7 @@ def advance(
     actor_params: PyTree,
     particles: Particles,
     batch: Batch,
-    noise: any_step_rollout.Noise,
+    noise: Noise,
     *,
     task: Task,
     config: Config,

@@ -459,21 +459,6 @@ def choose_action(
     return action
 
 
-def act_with_noise(
-    state: State,
-    memory: Memory,
-    observation: Array,
-    previous_reward: Array,
-    noise: Array | float,
-    *,
-    task: Task,
-    config: Config,
-) -> tuple[Array, Memory]:
-    """One step of acting on given noise: the policy's `act`, but for where the noise comes from."""
-    memory = memory_lib.push(memory, state.normalizer(observation), previous_reward)
-    return choose_action(state, memory, noise, task=task, config=config), memory
-
-
 def make_policy(task: Task, config: Config) -> Policy:
     """Acts on the last L states, or on the last one alone if the actor has no memory."""
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from tgcvg_jax import metrics as metrics_lib
 from tgcvg_jax.plotting import drawing
 from tgcvg_jax.plotting.drawing import ORIGINAL_COLOR, STYLE, SYNTHETIC_COLOR
 from tgcvg_jax.types import Task, Transition
@@ -29,21 +30,6 @@ DARK_ORIGINAL = "#66727f"  # lines: the fill's grey is too light for them
 LINE_COLORS = {"original": DARK_ORIGINAL, "synthetic": SYNTHETIC_COLOR}
 LOG_SPAN = 30.0  # largest / smallest value from which on an axis is logarithmic
 
-# Lines of the table: name in quality.json, what it is called, unit.
-TABLE = (
-    ("dynamics_mse", "dynamics MSE"),
-    ("dynamics_mse_median", "  its median"),
-    ("oracle_reward", "oracle reward"),
-    ("reward_mse", "reward MSE"),
-    ("novelty", "novelty"),
-    ("terminals_per_1000", "terminals per 1000"),
-    ("false_terminals_per_1000", "  on a healthy state"),
-    ("missed_terminals_per_1000", "  missed at a fall"),
-    ("after_fall_share", "steps after a fall"),
-    ("oracle_survival", "replays that survive"),
-    ("generator_survival", "generator survives"),
-)
-SHARES = ("after_fall_share", "oracle_survival", "generator_survival")  # shown in per cent
 RETURNS = (
     ("claimed_return", "claimed"),
     ("oracle_return", "actions\nreplayed"),
@@ -266,7 +252,8 @@ def _returns(
 
 def _table(axis: Axes, metrics: Mapping[str, Any]) -> None:
     axis.axis("off")
-    rows = [(name, label) for name, label in TABLE if name in metrics]
+    rows = [(name, metric.label) for name, metric in metrics_lib.METRICS.items()
+            if metric.in_figure and name in metrics]  # fmt: skip
     axis.set_title("Metrics", **STYLE)
     if not rows:
         _not_measured(axis)
@@ -275,20 +262,14 @@ def _table(axis: Axes, metrics: Mapping[str, Any]) -> None:
         axis.text(x, 0.97, key, transform=axis.transAxes, ha="right", va="top",
                   color=LINE_COLORS[key], weight="bold", **STYLE)  # fmt: skip
     for i, (name, label) in enumerate(rows):
-        y = 0.88 - 0.08 * i
+        y = 0.89 - 0.068 * i
         axis.text(0, y, label, transform=axis.transAxes, va="top", **STYLE)
         for x, key in ((0.76, "original"), (1.0, "synthetic")):
-            text = _shown(name, _value(metrics, name, key))
+            text = metrics_lib.show(name, _value(metrics, name, key), "—", digits=3)
             axis.text(x, y, text, transform=axis.transAxes, ha="right", va="top", **STYLE)
         if not label.startswith(" ") and i:
             axis.plot([0, 1], [y + 0.015] * 2, color="#e4e7eb", linewidth=0.7,
                       transform=axis.transAxes)  # fmt: skip
-
-
-def _shown(name: str, value: float | None) -> str:
-    if value is None:
-        return "—"
-    return f"{100 * value:.1f} %" if name in SHARES else f"{value:.3g}"
 
 
 def _value(metrics: Mapping[str, Any], name: str, key: str) -> float | None:

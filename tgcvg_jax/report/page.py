@@ -32,6 +32,7 @@ from tgcvg_jax.report.results import REPORT, Results
 from tgcvg_jax.report.settings import settings_blocks
 from tgcvg_jax.report.tables import comparison_table, generator_table, score_table, unit_of
 
+LONGER = 2  # than the usual length, the most that is shown of a curve of errors
 SIGNATURES = {".png": b"\x89PNG\r\n", ".gif": b"GIF8"}
 UNITS = {"score": "normalised score", "return": "return"}
 # What is known of a picture by its name, see results.PICTURES.
@@ -173,7 +174,8 @@ class _Builder:
                     if run.is_finished and run.scores.unit == unit:
                         s = scores.summarize(run.scores.values)
                         row[run.label] = s.mean, s.low, s.high
-                tables.setdefault(unit, {})[results.names[env]] = row
+                name = results.names[env].replace("/", "/\n")  # long names below short bars
+                tables.setdefault(unit, {})[name] = row
         return {
             unit: table for unit, table in tables.items()
             if any(cell for row in table.values() for cell in row.values())
@@ -202,17 +204,26 @@ class _Builder:
         return blocks
 
     def error_growth(self, env: str) -> list[Block]:
-        """Compounding error of all synthetic datasets of a task."""
+        """Compounding error of all synthetic datasets of a task.
+
+        Of data whose segments are far longer than those of the others it is cut, or the others
+        could not be told apart.
+        """
         curves = {}
         for label in self.results.labels(env):
             quality = self.results.quality.get((env, label))
             curve = quality.curves.get("compounding_error", {}) if quality else {}
             if {"step", "synthetic"} <= set(curve):
-                known = np.isfinite(curve["synthetic"])
+                known = np.isfinite(curve["step"]) & np.isfinite(curve["synthetic"])
                 if known.any():
                     curves[label] = curve["step"][known], curve["synthetic"][known]
         if not curves:
             return []
+        last = {label: int(steps[-1]) for label, (steps, _) in curves.items()}
+        limit = LONGER * np.median(list(last.values()))
+        limit = max(limit, *(steps[0] for steps, _ in curves.values()))
+        cut = [f"{label} goes on to {step:,}" for label, step in last.items() if step > limit]
+        curves = {label: (x[x <= limit], y[x <= limit]) for label, (x, y) in curves.items()}
         name, task = self.name("errors", env, suffix=".png"), self.results.names[env]
         title = f"{task}: error of generated states"
         title += f", {next(iter(curves))}" if len(curves) == 1 else ""
@@ -222,6 +233,7 @@ class _Builder:
             f"{task}: distance of the generated state from the one that the simulator reaches by "
             "the same actions from the same first state, in standard deviations of the data."
         )
+        text += f" Cut at step {limit:,.0f}: {', '.join(cut)}." if cut else ""
         alt = f"Curves: {task}, error of generated states by step: {', '.join(curves)}"
         return [Figure(name, alt, text)]
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
+
+from tgcvg_jax import config as config_lib
+from tgcvg_jax.learners import LEARNERS
+from tgcvg_jax.synthesizers import SYNTHESIZERS
 
 COLUMNS = ("seed", "return_mean", "return_std", "normalized_score", "episodes")
 # In config.json: what a run is, and not how it was made.
@@ -71,13 +76,65 @@ def read_config(path: Path) -> dict:
     return config
 
 
+def defaults(kind: Any) -> dict[str, Any] | None:
+    """Defaults of a learner's or synthesizer's config, as in a file; None of one not known here."""
+    return _defaults(kind) if isinstance(kind, str) else None
+
+
+@functools.cache
+def _defaults(kind: str) -> dict[str, Any] | None:
+    module = {**LEARNERS, **SYNTHESIZERS}.get(kind)
+    # With lists for tuples.
+    return module and json.loads(json.dumps(config_lib.to_dict(module.Config())))
+
+
+def complete(config: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """A config.json with all fields in its config, an older version's with the defaults of newer.
+
+    Args:
+      config: as it was found.
+      kind: name of the learner or synthesizer.
+    """
+
+    def merge(default: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        merged = {**default, **values}
+        for name, value in merged.items():
+            if isinstance(value, Mapping) and isinstance(default.get(name), Mapping):
+                merged[name] = merge(default[name], value)
+        return merged
+
+    default = defaults(kind)
+    known = default is not None and "config" in config
+    return {**config, "config": merge(default, config["config"])} if known else dict(config)
+
+
 def extra_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run in config.json that are not in its config, but for unset ones."""
+    """The settings of a run in config.json that are not in its config, but for unset ones.
+
+    Each is a plain value or words: of what is nested, what tells it from others.
+    """
     unset = (None, "", [], {}, False)
     return {
-        name: value for name, value in config.items()
+        name: _in_words(value) for name, value in config.items()
         if name not in IDENTITY and value not in unset and value != UNSET.get(name)
     }  # fmt: skip
+
+
+def _in_words(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if "kind" in value:  # of a trained model
+            numbers = [f"{name} {value[name]}" for name in ("seed", "step") if name in value]
+            return ", ".join([str(value["kind"]), *numbers])
+        return ", ".join(f"{name} {_in_words(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(str(_in_words(inner)) for inner in value)
+    return short_path(value) if isinstance(value, str) else value
+
+
+def short_path(path: str) -> str:
+    """The end of an absolute path, which says nothing to those on other machines; others whole."""
+    parts = PurePath(path).parts
+    return f".../{'/'.join(parts[1:][-3:])}" if PurePath(path).is_absolute() else path
 
 
 def read_scores(path: Path) -> Scores:
@@ -130,7 +187,9 @@ def read_quality(path: Path) -> Quality:
     groups = (content.get("settings") or {}).get("groups") or {}
     settings = {"seed": content.get("seed")}
     for name, values in groups.items():
-        numbers = {k: v for k, v in values.items() if isinstance(v, int | str)}
+        # A generator's kind and step are what was measured, not how.
+        numbers = {k: v for k, v in values.items()
+                   if isinstance(v, int | str) and k not in ("kind", "step")}  # fmt: skip
         settings |= {k if k in ("seed", "data") else f"{name}.{k}": v for k, v in numbers.items()}
     return Quality(metrics, curves, settings)
 

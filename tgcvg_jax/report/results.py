@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,16 @@ from typing import Any
 import numpy as np
 
 from tgcvg_jax import reporting
+from tgcvg_jax.learners import LEARNERS
 from tgcvg_jax.report import records
 from tgcvg_jax.report.records import Quality, Scores
+from tgcvg_jax.synthesizers import SYNTHESIZERS
 from tgcvg_jax.tasks import TASKS
 from tgcvg_jax.types import UserError, one_line
 
 REPORT = "report"  # the folder in the workdir that a report goes to; no environment's
 ALL = "all"
-LABELS = ("none", "duplicate", "s4rl", "synther", "gta", "admpo", "tgcvg")  # others come after
-LEARNERS = ("td3_bc", "iql", "cql", "rebrac", "mcq", "bc", "dt")
+LABELS = ("none", *reversed(SYNTHESIZERS))  # as in the papers' tables, the own system last
 PICTURES = (
     "summary.png", "quality/quality.png", "quality/trajectory.png", "quality/trajectory.gif",
 )  # fmt: skip
@@ -71,7 +71,7 @@ class Run:
         path = (self.config or {}).get("synthetic")
         if not isinstance(path, str) or Path(path).parts[-2:] == (self.label, "synthetic.hdf5"):
             return None
-        return path
+        return records.short_path(path)
 
     @property
     def is_finished(self) -> bool:
@@ -92,7 +92,6 @@ class Results:
       generators: by (env, label), scores by mode, `sampled` or `mean`.
       synthesizers: config.json by (env, label).
       pictures: by (env, label), the paths of those of PICTURES that are there.
-      defaults: name of a learner or synthesizer -> its config's defaults, as they are in JSON.
       problems: files that can't be read, by their path in workdir, with the reason.
     """
 
@@ -103,7 +102,6 @@ class Results:
     generators: dict[tuple[str, str], dict[str, Scores]] = dataclasses.field(default_factory=dict)
     synthesizers: dict[tuple[str, str], dict] = dataclasses.field(default_factory=dict)
     pictures: dict[tuple[str, str], list[Path]] = dataclasses.field(default_factory=dict)
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -116,7 +114,7 @@ class Results:
     @property
     def learners(self) -> list[str]:
         """Folders of learners, of all environments."""
-        return sorted({run.learner for run in self.runs.values()}, key=_in_order(LEARNERS))
+        return sorted({run.learner for run in self.runs.values()}, key=_in_order(tuple(LEARNERS)))
 
     def labels(self, env: str | None = None, learner: str | None = None) -> list[str]:
         """Labels of all that was found, or of runs of this learner, perhaps in one environment."""
@@ -132,26 +130,19 @@ class Results:
         return {*self.runs, *(key for part in parts for key in part)}
 
 
-def gather(
-    workdir: Path,
-    env: str | None = None,
-    defaults: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Results:
+def gather(workdir: Path, env: str | None = None) -> Results:
     """Reads all there is.
 
     Args:
       workdir: that of the apps.
       env: name of one environment, if the others are to be left out.
-      defaults: name of a learner or synthesizer -> its config's defaults, as nested dicts. A field
-        that a run of an older version does not name has its default.
 
     Raises:
       UserError: nothing there, or nothing of this environment.
     """
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: no such folder")
-    defaults = json.loads(json.dumps(defaults or {}))  # with lists for tuples, as in files
-    results = Results(workdir, defaults=defaults)
+    results = Results(workdir)
     for folder in _folders(workdir):
         if folder.name != REPORT:
             for label in _folders(folder):
@@ -191,8 +182,7 @@ def _read_label(results: Results, env: str, folder: Path) -> None:
     key = env, folder.name
     config = _read(results, folder / "config.json", records.read_config)
     if config is not None and "synthesizer" in config and "learner" not in config:
-        default = results.defaults.get(config["synthesizer"])
-        results.synthesizers[key] = _complete(config, default)
+        results.synthesizers[key] = records.complete(config, config["synthesizer"])
         _learn_name(results, env, config)
     if quality := _read(results, folder / "quality" / "quality.json", records.read_quality):
         results.quality[key] = quality
@@ -207,7 +197,7 @@ def _read_label(results: Results, env: str, folder: Path) -> None:
             continue
         if config is not None:
             _learn_name(results, env, config)
-            config = _complete(config, results.defaults.get(config.get("learner")))
+            config = records.complete(config, config.get("learner"))
         scores = _read(results, child / "scores.csv", records.read_scores)
         log = reporting.read_curves(child / "metrics.csv", by_seed=True)
         column = "normalized_score" if "normalized_score" in log else "return_mean"
@@ -224,20 +214,6 @@ def _learn_name(results: Results, env: str, config: Mapping[str, Any]) -> None:
         results.names[env] = name
 
 
-def _complete(config: Mapping[str, Any], default: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A config.json with the fields that its config does not name."""
-
-    def merge(default: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        merged = {**default, **values}
-        for name, value in merged.items():
-            if isinstance(value, Mapping) and isinstance(default.get(name), Mapping):
-                merged[name] = merge(default[name], value)
-        return merged
-
-    known = default is not None and "config" in config
-    return {**config, "config": merge(default, config["config"])} if known else dict(config)
-
-
 def _read(results: Results, path: Path, parse) -> Any:
     """What `parse` makes of a file; None if there is none or, with a problem noted, no sense."""
     try:
@@ -246,6 +222,7 @@ def _read(results: Results, path: Path, parse) -> Any:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
         reason = f"no {e}" if isinstance(e, KeyError) else one_line(e)
+        reason = getattr(e, "strerror", None) or reason  # without the path
         results.problems.append(f"{path.relative_to(results.workdir).as_posix()}: {reason}")
         return None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tgcvg_jax import config as config_lib
 from tgcvg_jax.report.document import MISSING, Block, Cell, Details, Table, count
-from tgcvg_jax.report.records import extra_settings
+from tgcvg_jax.report.records import defaults, extra_settings
 from tgcvg_jax.report.results import Results
 
 
@@ -31,7 +31,7 @@ def settings_blocks(results: Results) -> list[Block]:
     rows = []
     for name, (kind, config, foreign) in configs.items():
         parts = [f"synthetic data from {foreign}"] if foreign else []
-        parts += _settings(kind, config, results.defaults) if config else ["unknown"]
+        parts += _settings(kind, config) if config else ["unknown"]
         if config and _versions(config) != usual:
             parts.append(_versions(config) or "versions unknown")
         cells = (name, _seeds(config), config.get("preset") or MISSING, "; ".join(parts))
@@ -39,17 +39,17 @@ def settings_blocks(results: Results) -> list[Block]:
     caption = "Settings, those of the config where they differ from the code's defaults"
     caption += f". Unless said otherwise with {usual}" if usual else ""
     header = tuple(map(Cell, ("run", "seeds", "preset", "settings")))
-    table = Table(caption, header, tuple(rows), wide=(0, 3))
+    table = Table(caption, header, tuple(rows), wide=(0, 1, 2, 3))
     return [Details(f"Settings of {count(len(rows), 'run')}", (table,))]
 
 
-def _settings(
-    kind: Any, config: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    parts = [f"{name} {value}" for name, value in extra_settings(config).items()]
-    if kind not in defaults:
+def _settings(kind: Any, config: Mapping[str, Any]) -> list[str]:
+    parts = [f"{name}: {value}" for name, value in extra_settings(config).items()]
+    if (standard := defaults(kind)) is None:
         return [*parts, f"{kind!r} is unknown here: no defaults to compare with"]
-    lines = config_lib.difference(defaults[kind], config.get("config") or {})
+    lines = config_lib.difference(standard, config.get("config") or {})
+    if "generator" in config:  # in place of the policy
+        lines = [line for line in lines if not line.startswith("policy.")]
     return parts + ([line.replace(":", "", 1) for line in lines] or ["all defaults"])
 
 

@@ -20,7 +20,18 @@ from tgcvg_jax import tasks
 from tgcvg_jax.config import replace_nested
 from tgcvg_jax.data import windows
 from tgcvg_jax.models import admpo_policy, any_step_dynamics
-from tgcvg_jax.types import Array, Dataset, PRNGKey, PyTree, Synthesizer, Task, Trajectories
+from tgcvg_jax.synthesizers.model_rollout import to_batch_major, until
+from tgcvg_jax.types import (
+    Array,
+    Dataset,
+    Learner,
+    Model,
+    PRNGKey,
+    PyTree,
+    Synthesizer,
+    Task,
+    Trajectories,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +125,7 @@ def make(task: Task, config: Config) -> Synthesizer:
     """
     m, length = config.policy.max_steps, config.policy.rollout_length
 
-    def policy(states: dict[str, PyTree]):
+    def policy(states: dict[str, PyTree]) -> Learner:
         return admpo_policy.make(task, config.policy, config.dynamics, states["dynamics"])
 
     admpo_policy.make(task, config.policy, config.dynamics)  # refuse before anything is trained
@@ -155,25 +166,21 @@ def make(task: Task, config: Config) -> Synthesizer:
 
         begin = admpo_policy.start(real, jnp.zeros(batch_size, jnp.int32))
         _, transition = jax.lax.scan(step, begin, jax.vmap(draw)(keys))
-        transition = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transition)  # [B, H, ...]
-        # The compiler may round a state otherwise where it is emitted than where it is carried.
-        following = jnp.concatenate(
-            [transition.observation[:, 1:], transition.next_observation[:, -1:]], axis=1
-        )
-        transition = transition._replace(next_observation=following)
+        transition = to_batch_major(transition)
 
         index = (starts + m - 1)[:, None]
         timestep = data.timestep[index] + jnp.arange(length)
         earlier = jnp.cumsum(transition.reward, axis=1) - transition.reward
-        ended = jnp.cumsum(transition.discount == 0.0, axis=1) - (transition.discount == 0.0)
-        fine = (ended == 0) & admpo_policy.all_finite(transition)
-        fine &= timestep < task.episode_length
+        late = timestep >= task.episode_length
+        mask = until(transition.discount == 0.0, inclusive=True)
+        mask &= until(late | ~admpo_policy.all_finite(transition), inclusive=False)
         return Trajectories(
             transition=transition,
             timestep=timestep,
             return_to_go=data.return_to_go[index] - earlier,
-            mask=jnp.cumprod(fine, axis=1).astype(bool),
+            mask=mask,
         )
 
-    models = {"dynamics": any_step_dynamics.make(task, config.dynamics), "policy": policy}
+    dynamics = any_step_dynamics.make(task, config.dynamics)
+    models: dict[str, Model] = {"dynamics": dynamics, "policy": policy}
     return Synthesizer(models, prepare, generate)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tgcvg_jax.data import windows
-from tgcvg_jax.data.dataset import episode_starts
+from tgcvg_jax.data.dataset import first_rows
 from tgcvg_jax.types import Array, Dataset, PRNGKey, Trajectories, Transition
 
 
@@ -32,15 +32,13 @@ class Segments:
 
 def prepare(dataset: Dataset, length: int) -> Segments:
     """Segments of `length` transitions; the last of an episode may be shorter."""
-    starts = np.flatnonzero(episode_starts(dataset))
-    remaining = np.asarray(dataset.remaining)
-    first = np.repeat(starts, remaining[starts])  # [M], of the row's episode
+    step = np.arange(dataset.size) - first_rows(dataset)
     return Segments(
         transition=dataset.transition,
         timestep=dataset.timestep,
         return_to_go=dataset.return_to_go,
         remaining=dataset.remaining,
-        starts=jnp.asarray(np.flatnonzero((np.arange(dataset.size) - first) % length == 0)),
+        starts=jnp.asarray(np.flatnonzero(step % length == 0)),
     )
 
 

@@ -55,8 +55,12 @@ def rollout(
         transition = Transition(observation, action, reward, jnp.ones_like(reward), following)
         return (carry, following, reward), transition
 
-    _, transitions = jax.lax.scan(step, (carry, observation, reward), noise)
-    t = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transitions)
+    return to_batch_major(jax.lax.scan(step, (carry, observation, reward), noise)[1])
+
+
+def to_batch_major(transition: Transition) -> Transition:
+    """What a scan over steps emitted, fields [H, B, ...], as [B, H, ...]."""
+    t = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transition)
     # The compiler may round a state otherwise where it is emitted than where it is carried.
     following = jnp.concatenate([t.observation[:, 1:], t.next_observation[:, -1:]], axis=1)
     return t._replace(next_observation=following)
