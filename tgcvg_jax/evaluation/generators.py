@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +93,7 @@ def make(trained: loading.Trained, seed: int | None = None, **settings: Any) -> 
         "kind": trained.kind,
         "seed": seed,
         "step": int(state.step),
-        "config": config_lib.to_dict(trained.config),
+        "config": json.loads(json.dumps(config_lib.to_dict(trained.config))),  # tuples as lists
         "crc32": checksum(state),
     }
     return Generator(trained.learner.policy, state, about, **settings)
