@@ -19,6 +19,7 @@ import jax
 from absl import app, flags, logging
 
 from tgcvg_jax.files import write_json
+from tgcvg_jax.interruption import Interrupted
 from tgcvg_jax.types import Task, UserError, one_line
 
 FLAGS = flags.FLAGS
@@ -75,6 +76,8 @@ def run(
 
     def guarded(argv: list[str]) -> None:
         warnings.showwarning = _show_warning
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _terminate)
         logging.set_verbosity(logging.ERROR)  # JAX and Orbax say much at INFO
         if "JAX_DEFAULT_MATMUL_PRECISION" not in os.environ:
             # JAX's default is TF32 on recent GPUs, bfloat16 on TPUs; the references use float32.
@@ -186,6 +189,11 @@ def table(
 def _fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def _terminate(number: int, _: object) -> NoReturn:
+    """SIGTERM ends an app as Ctrl-C does: with a line, and what is saved stays."""
+    raise Interrupted(number, 0)
 
 
 def _check_arguments(arguments: list[str], commands: tuple[str, ...]) -> None:

@@ -166,18 +166,26 @@ def advising(remedy: str = OTHER_FOLDER) -> Iterator[None]:
     try:
         yield
     except UserError as e:
-        raise UserError(str(e).replace("another --workdir", remedy)) from e
+        message = str(e).replace("another --workdir", remedy)
+        if remedy != OTHER_FOLDER:  # the folder is another run's
+            message = message.replace(" or delete that folder", "")
+        raise UserError(message) from e
 
 
-def models_from(texts: Iterable[str], models: Iterable[str]) -> dict[str, str]:
+def models_from(
+    texts: Iterable[str],
+    models: Iterable[str],
+    has: Callable[[str, str], bool] = lambda model, label: True,
+) -> dict[str, str]:
     """What --models_from means: model -> label.
 
     Args:
-      texts: LABEL for all models, or MODEL:LABEL for one.
+      texts: LABEL for all models that it has, or MODEL:LABEL for one.
       models: names of the synthesizer's models.
+      has: (model, label) -> whether the model has been trained there.
 
     Raises:
-      UserError: no such model.
+      UserError: no such model, or a label without any.
     """
     labels = {}
     for text in texts:
@@ -185,8 +193,16 @@ def models_from(texts: Iterable[str], models: Iterable[str]) -> dict[str, str]:
         if model and model not in models:
             known = ", ".join(models) or "none"
             raise UserError(f"--models_from={text}: no model {model!r}; there are {known}")
-        labels |= {model: label} if model else dict.fromkeys(models, label)
+        found = [model] if model else [name for name in models if has(name, label)]
+        if models and not found:
+            raise UserError(f"--models_from={text}: no model has been trained there")
+        labels |= dict.fromkeys(found, label)
     return labels
+
+
+def is_trained(task: Task, model: str, label: str) -> bool:
+    """Whether a run of the task has a checkpoint of this model."""
+    return read_metadata(_main.task_dir(task, label, model), missing_ok=True) is not None
 
 
 def defaults(config: Any) -> dict[str, Any]:

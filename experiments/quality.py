@@ -40,7 +40,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("synthesizer", "tgcvg", "Whose data: the folder's name, <synthesizer> or "
                     "<synthesizer>-<name>.")  # fmt: skip
 flags.DEFINE_string("synthetic", None, "The data, in place of <workdir>/<env>/<synthesizer>/"
-                    "synthetic.hdf5.")  # fmt: skip
+                    "synthetic.hdf5; results go to quality-<its name>/.")  # fmt: skip
 flags.DEFINE_integer("num_transitions", 1_000_000, "Most rows that are measured, as whole segments "
                      "drawn at random.", lower_bound=1)  # fmt: skip
 flags.DEFINE_integer("num_segments", 300, "Segments that are replayed.", lower_bound=1)
@@ -67,7 +67,9 @@ def main() -> None:
     path, identity = locate(task, data)
     generator = find_generator(task, label)
     horizon = identity["longest_segment"]
-    directory = _main.task_dir(task, label, "quality")
+    own = _main.task_dir(task, label, "synthetic.hdf5")
+    folder = "quality" if path.absolute() == own.absolute() else f"quality-{path.stem}"
+    directory = _main.task_dir(task, label, folder)
     _main.require_writable(directory)
     results_path = directory / "quality.json"
     record = read_record(results_path)
@@ -78,7 +80,8 @@ def main() -> None:
     wanted = {name: {**base, **settings} for name, (settings, _) in groups.items()}
     done = record["settings"].get("groups", {})
     missing = [name for name in groups if settings_of(done.get(name)) != wanted[name]]
-    if missing or not (directory / PICTURES[0]).exists():
+    drawn = f"{zlib.crc32(json.dumps(wanted, sort_keys=True).encode()):08x}"
+    if missing or record["settings"].get("drawn") != drawn:
         inputs = measures.prepare(
             task, dataset, path, num_transitions=FLAGS.num_transitions,
             num_segments=FLAGS.num_segments, novelty_rows=FLAGS.novelty_rows,
@@ -103,6 +106,8 @@ def main() -> None:
             }
             write_json(results_path, record)
         draw(directory, inputs, record)
+        record["settings"]["drawn"] = drawn
+        write_json(results_path, record)
     print_table(record["metrics"])
     for line in remarks(task, generator, record["metrics"]):
         print(line)
@@ -156,7 +161,7 @@ def find_generator(task: Task, label: str) -> generators.Generator | None:
             return None
     trained = loading.load(folder)
     if trained.learner.policy is None:
-        raise UserError(f"--generator={folder}: a {trained.kind} is no policy")
+        raise UserError(f"--generator={folder}: {trained.kind} is no policy")
     dims = [(t.observation_dim, t.action_dim) for t in (trained.task, task)]
     if dims[0] != dims[1]:
         raise UserError(f"--generator={folder}: is a policy for {trained.task.name}")

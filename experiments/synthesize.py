@@ -17,9 +17,11 @@ with --name, by which runs with other settings stand side by side:
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import h5py
 import jax
 import numpy as np
 from absl import flags
@@ -30,7 +32,7 @@ from tgcvg_jax import plotting, reporting, training
 from tgcvg_jax.data.dataset import fingerprint
 from tgcvg_jax.data.synthetic import SyntheticStore, read_sample
 from tgcvg_jax.envs import oracle
-from tgcvg_jax.evaluation import loading
+from tgcvg_jax.evaluation import loading, segments
 from tgcvg_jax.synthesizers import SYNTHESIZERS, pipeline
 from tgcvg_jax.types import Dataset, Learner, Policy, PyTree, Task, Transition, UserError
 
@@ -87,7 +89,9 @@ def main() -> None:
     for learner in synthesizer.models.values():
         if isinstance(learner, Learner):  # else it is not known before those it learns from
             learner.prepare(dataset)
-    reused = _stages.models_from(FLAGS.models_from, synthesizer.models)
+    reused = _stages.models_from(
+        FLAGS.models_from, synthesizer.models, functools.partial(_stages.is_trained, task)
+    )
     checkpointers = _stages.open_checkpoints(
         name, synthesizer.models, task, config, dataset, reused
     )
@@ -154,7 +158,7 @@ def load_generator(task: Task) -> Generator:
         raise UserError("--generator is for --synthesizer=tgcvg; no other rolls a policy out")
     trained = loading.load(FLAGS.generator)
     if trained.learner.policy is None:
-        raise UserError(f"{FLAGS.generator}: a {trained.kind} has no policy to roll out")
+        raise UserError(f"{FLAGS.generator}: {trained.kind} has no policy to roll out")
     if trained.task.environment != task.environment:
         raise UserError(
             f"{FLAGS.generator}: acts in {trained.task.environment}, {task.name} is in "
@@ -176,7 +180,7 @@ def load_generator(task: Task) -> Generator:
 
 def _summarise(task: Task, dataset: Dataset, path: Path, logs: dict[str, Path]) -> None:
     """The table that closes the run, and summary.png."""
-    synthetic, segments, size = read_sample(path, plotting.MAX_ROWS)
+    synthetic, synthetic_lengths, size = read_sample(path, plotting.MAX_ROWS)
     original = jax.tree.map(np.asarray, dataset.transition)
     curves = {model: reporting.read_curves(log) for model, log in logs.items()}
     plotting.summary(path.with_name("summary.png"), task, original, synthetic, curves, size)
@@ -184,15 +188,15 @@ def _summarise(task: Task, dataset: Dataset, path: Path, logs: dict[str, Path]) 
     change_std = (original.next_observation - original.observation).std(axis=0) + 1e-6
     mean, std = original.observation.mean(axis=0), original.observation.std(axis=0) + 1e-6
 
-    def describe(t: Transition, lengths: np.ndarray, count: int) -> dict[str, str]:
+    def describe(t: Transition, lengths: np.ndarray, reward: np.ndarray) -> dict[str, str]:
         change = (t.next_observation - t.observation) / change_std
         ends = t.discount == 0
         step = np.median(np.sqrt(np.mean(np.square(change), axis=1)))
         return {
-            "transitions": f"{count:,}",
+            "transitions": f"{len(reward):,}",
             "segments": f"{len(lengths):,}",
             "mean length": f"{lengths.mean():.1f}",
-            "reward": f"{t.reward.mean():.3f} ± {t.reward.std():.3f}",
+            "reward": f"{reward.mean():.3f} ± {reward.std():.3f}",
             "reward of terminals": f"{t.reward[ends].mean():.3f}" if ends.any() else "-",
             **_simulated(task, t, std),
             "terminals per 1,000": f"{1e3 * np.mean(ends):.2f}",
@@ -201,8 +205,10 @@ def _summarise(task: Task, dataset: Dataset, path: Path, logs: dict[str, Path]) 
         }
 
     lengths = np.diff(np.flatnonzero(np.asarray(dataset.remaining) == 1), prepend=-1)
-    old = describe(original, lengths, dataset.size)
-    new = describe(synthetic, segments, size)
+    with h5py.File(path) as f:
+        rewards = f["rewards"][:]
+    old = describe(original, lengths, original.reward)
+    new = describe(synthetic, synthetic_lengths, rewards)
     print()
     rows = [(name, old.get(name, "-"), new.get(name, "-")) for name in old | new]
     print(_main.table(rows, ("", "original", "synthetic")))
@@ -219,16 +225,22 @@ def _is_far(t: Transition, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 
 def _simulated(task: Task, t: Transition, std: np.ndarray) -> dict[str, str]:
-    """What the simulator says of some transitions; nothing where it can't be set to a state."""
+    """What the simulator says of 3,000 transitions whose state is known; nothing without one."""
     if not oracle.is_known(task):
         return {}
     rows = np.random.default_rng(FLAGS.seed).choice(len(t.reward), min(len(t.reward), 3_000), False)
     t = jax.tree.map(lambda x: x[rows], t)
     following, reward, valid = oracle.one_step(task, t.observation, t.action)
+    valid &= ~segments.is_clipped(task, t.observation)
     error = ((t.next_observation - following) / std)[valid]
     entries = {"error of the step (std, rms)": f"{np.sqrt(np.mean(np.square(error))):.4f}"}
     if np.isfinite(reward[valid]).all():
-        entries = {"reward in the simulator": f"{reward[valid].mean():.3f}"} | entries
+        known = f"{t.reward[valid].mean():.3f}"
+        entries = {
+            "reward where the state is known": known,
+            "reward there in the simulator": f"{reward[valid].mean():.3f}",
+            **entries,
+        }
     return entries if valid.any() else {}
 
 

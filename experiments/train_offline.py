@@ -101,6 +101,7 @@ def main() -> None:
     standard = {"config": _stages.defaults(config)}
     with _stages.advising():
         checkpointer = Checkpointer(directory, metadata, _stages.extendable(learner), standard)
+    training.refuse_fewer_steps(checkpointer, config.num_steps)  # before config.json is written
     _main.require_writable(directory)
     settings = {
         "env": task.name,

@@ -128,7 +128,7 @@ def read_metadata(directory: str | Path, *, missing_ok: bool = False) -> dict[st
     if step is None:
         if missing_ok:
             return None
-        raise UserError(f"{directory}: no checkpoint here; --checkpoint is a folder such as "
+        raise UserError(f"{directory}: no checkpoint here; give a folder such as "
                         "runs/hopper-medium-v2/tgcvg/policy")  # fmt: skip
     try:
         handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())

@@ -119,6 +119,16 @@ def make_chunk(learner: Learner) -> Chunk:
     return Chunk(step_seeds, run, zero_sums)
 
 
+def refuse_fewer_steps(checkpointer: Checkpointer, num_steps: int) -> None:
+    """A UserError if the last checkpoint is beyond `num_steps`."""
+    step = checkpointer.latest() or 0
+    if step > num_steps:
+        raise UserError(
+            f"{checkpointer.directory} holds {step:,} steps already, more than the {num_steps:,} "
+            "asked for; ask for at least as many, or choose another --workdir"
+        )
+
+
 def fit(
     learner: Learner,
     dataset: Dataset,
@@ -199,11 +209,8 @@ def fit(
 
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(seed_keys(seeds))
     step = (checkpointer.latest() or 0) if checkpointer else 0
-    if step > num_steps:
-        raise UserError(
-            f"{checkpointer.directory} holds {step:,} steps already, more than the {num_steps:,} "
-            "asked for; ask for at least as many, or choose another --workdir"
-        )
+    if checkpointer:
+        refuse_fewer_steps(checkpointer, num_steps)
     log = reporting.MetricsLog(metrics_path, resume_step=step)
 
     def call_back() -> None:
@@ -229,6 +236,7 @@ def fit(
                 return FitResult(state, step, log, 0.0, float("nan"))
 
             start = time.perf_counter()
+            console.print(f"{label}: compiling")
             chunk = make_chunk(learner)
             sums = chunk.zero_sums(state, keys, data)
             run = chunk.run.lower(state, sums, keys, data, jnp.int32(1)).compile()

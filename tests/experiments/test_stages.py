@@ -111,6 +111,10 @@ def test_models_from():
     assert parse() == {}
     assert parse("tgcvg") == {"policy": "tgcvg", "dynamics": "tgcvg"}
     assert parse("tgcvg", "policy:b") == {"policy": "b", "dynamics": "tgcvg"}
+    only = _stages.models_from(["a"], ["policy", "classifier"], lambda model, _: model == "policy")
+    assert only == {"policy": "a"}
+    with pytest.raises(UserError, match="--models_from=a: no model has been trained there"):
+        _stages.models_from(["a"], ["policy"], lambda *_: False)
     with pytest.raises(UserError, match="no model 'actor'; there are policy, dynamics"):
         parse("actor:b")
 

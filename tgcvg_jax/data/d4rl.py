@@ -194,9 +194,7 @@ def _read_array(path: str | Path, file: h5py.File, name: str) -> np.ndarray:
     return np.asarray(item[()])
 
 
-def _flags(
-    task: Task, fields: Columns, goals: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _flags(task: Task, fields: Columns, goals: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """[N] bool each: rows where the MDP terminates, and rows that the next one does not follow."""
     terminal = fields["terminals"] == 1
     timeout = fields["timeouts"] == 1 if "timeouts" in fields else None

@@ -79,6 +79,9 @@ def make(task: Task, config: Config) -> Learner:
         return denoiser.Batch(data.rows[index])
 
     return denoiser.make_learner(
-        make_network(config), config, prepare=prepare, sample=sample,
+        make_network(config),
+        config,
+        prepare=prepare,
+        sample=sample,
         shape=(windows.width(task),),
     )

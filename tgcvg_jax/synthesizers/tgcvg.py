@@ -102,6 +102,13 @@ PRESETS = {
             "bc_steps": 2_000,
         },
         "dynamics": {"max_epochs": 10, "epoch_steps": 500, "hidden_dim": 100, "max_steps": 2},
+        "ensemble": {
+            "max_epochs": 8,
+            "epoch_steps": 500,
+            "num_members": 5,
+            "hidden_dims": (100, 100, 100),
+        },
+        "classifier": {"num_steps": 2_000, "hidden_dims": (100, 100)},
         "window_length": 25,
         "rollout_batch": 250,
     },
