@@ -65,7 +65,7 @@ def test_the_main_job_on_a_maze(maze, place):
     directory = folder / "runs" / name.replace("/", "_") / "tgcvg"
     config = json.loads((directory / "config.json").read_text())["config"]
     assert config["window_length"] == 7 and config["dynamics"]["reward_bias"] == 1.0
-    train = ["--preset=quick", "--num_steps=20", "--num_seeds=1", "--episodes=2",
+    train = ["--preset=quick", "--num_steps=20", "--num_seeds=1", "--episodes=1",
              "--num_evaluations=1", "--synthesizer=tgcvg"]  # fmt: skip
     result = run("train_offline", f"--env={name}", *train, cwd=folder, env=env)
     assert result.returncode == 0, result.stderr

@@ -116,7 +116,7 @@ def test_without_an_oracle(made, tmp_path):
     assert "no oracle for InvertedPendulum-v4" in result.stdout
     assert "do not tell when an episode ends" in result.stdout
     found = json.loads(
-        (tmp_path / "runs" / "InvertedPendulum-v4" / "mine/quality/quality.json").read_text()
+        (tmp_path / "runs" / "InvertedPendulum-v4" / "mine/quality-made/quality.json").read_text()
     )
     assert found["metrics"]["novelty"]["synthetic"] == 0 and "dynamics_mse" not in found["metrics"]
 
