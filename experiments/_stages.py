@@ -21,11 +21,9 @@ from tgcvg_jax.checkpoint import ACTING, EXTENDABLE, Checkpointer, read_metadata
 from tgcvg_jax.data import subsets
 from tgcvg_jax.data.dataset import fingerprint
 from tgcvg_jax.synthesizers import SYNTHESIZERS
-from tgcvg_jax.types import Dataset, Learner, PyTree, Task, UserError
+from tgcvg_jax.types import Dataset, Learner, Model, PyTree, Task, UserError
 
 FLAGS = _main.FLAGS
-# As in `types.Synthesizer.models`.
-Model = Learner | Callable[[dict[str, PyTree]], Learner]
 OTHER_FOLDER = "another --name or --workdir"
 
 

@@ -18,7 +18,6 @@ synthesizer's policy.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from experiments import _main
 from tgcvg_jax import data, training
 from tgcvg_jax.envs import oracle
 from tgcvg_jax.evaluation import guidance, loading, rollout
-from tgcvg_jax.files import atomic_path
+from tgcvg_jax.files import write_json
 from tgcvg_jax.models import MODELS, any_step_dynamics
 from tgcvg_jax.ops import scores
 from tgcvg_jax.types import Dataset, Task, UserError
@@ -122,8 +121,7 @@ def write_evaluation(trained: loading.Trained, modes: dict[str, Any]) -> None:
     }
     path = folder / "evaluation.json"
     try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(path, content)
     except OSError as e:
         warnings.warn(f"{path} can't be written ({e.strerror})", stacklevel=1)
     else:

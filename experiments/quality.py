@@ -33,7 +33,7 @@ from tgcvg_jax.data import synthetic as synthetic_data
 from tgcvg_jax.data.dataset import fingerprint
 from tgcvg_jax.envs import oracle, termination
 from tgcvg_jax.evaluation import generators, loading, measures, novelty, segments
-from tgcvg_jax.files import atomic_path
+from tgcvg_jax.files import write_json
 from tgcvg_jax.types import Task, UserError, one_line
 
 FLAGS = flags.FLAGS
@@ -244,12 +244,6 @@ def merge(
         kept = {name: value for name, value in record[part].items() if name in names}
         merged[part] = kept | found.get(part, {})
     return merged, groups
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def draw(directory: Path, inputs: measures.Inputs, record: dict[str, Any]) -> None:
