@@ -13,6 +13,9 @@ from tgcvg_jax.models import MODELS, any_step_dynamics
 from tgcvg_jax.training import Callback, DivergenceError, fit, fit_models
 
 MODULES = LEARNERS | MODELS
+# Long to compile: a U-Net, which shares its training with the other denoiser.
+CASES = [pytest.param(n, marks=pytest.mark.slow) if n == "window_denoiser" else n for n in MODULES]
+SINGLE = [pytest.param(n, marks=pytest.mark.slow) if n.startswith("tr") else n for n in LEARNERS]
 
 
 def numbers(tree):
@@ -72,7 +75,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", CASES)
 def test_resumed_run_ends_in_the_same_bits(runs, dataset, tmp_path, name):
     """Killed after the checkpoint of step 8, between two rows of metrics; other chunks, too."""
     learner, directory, expected, _ = runs(name)
@@ -100,12 +103,12 @@ def test_resumed_run_ends_in_the_same_bits(runs, dataset, tmp_path, name):
     assert rows.count("\n") >= 1 + 2 * 3
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", CASES)
 def test_one_trace_of_the_update(runs, name):
     assert runs(name)[3] == 1
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", CASES)
 def test_training_changes_every_seed_its_own_way(runs, dataset, name):
     learner, _, result, _ = runs(name)
     start = training.init(learner, learner.prepare(dataset), (3, 5))
@@ -137,7 +140,7 @@ def test_finished_run_is_a_no_op(runs, dataset):
     assert len(result.log.curves()["critic_loss"][0]) == 3
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", SINGLE)
 def test_seeds_under_vmap_equal_separate_runs(task, dataset_x64, configs, x64, name):
     learner = LEARNERS[name].make(task, configs[name])
     data, step = learner.prepare(dataset_x64), training.make_chunk(learner).step

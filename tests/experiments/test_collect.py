@@ -56,6 +56,7 @@ def test_minari_opens_it_with_the_environment(maze, place, monkeypatch):
     assert "maze2d-umaze: " in maze.stdout and "0 terminals" in maze.stdout
 
 
+@pytest.mark.slow
 def test_the_main_job_on_a_maze(maze, place):
     folder, env = place
     name = "tgcvg/maze2d-umaze/generated-v0"

@@ -22,7 +22,9 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", ["s4rl", "synther", pytest.param("gta", marks=pytest.mark.slow)]
+)
 def test_make_and_train(tmp_path, name):
     """However badly a denoiser is trained, learners can read what it makes."""
     arguments = (f"--env={ENV}", "--preset=quick", f"--synthesizer={name}")

@@ -223,6 +223,7 @@ def test_priming_is_acting_before(made, dataset, name, count):
         assert np.abs(found[0][0] - found[0][2]).max() > 1e-3  # the history matters
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_seeds_alone(task, dataset_x64, made, x64):
     learner = made("mlp_returns")[1]
     data = learner.prepare(dataset_x64)
