@@ -13,9 +13,11 @@ from tgcvg_jax.models import MODELS, any_step_dynamics
 from tgcvg_jax.training import Callback, DivergenceError, fit, fit_models
 
 MODULES = LEARNERS | MODELS
-# Long to compile: a U-Net, which shares its training with the other denoiser.
+# Long to compile: a U-Net, which shares its training with the other denoiser; and learners whose
+# updates go through the same vmap as those of the others.
 CASES = [pytest.param(n, marks=pytest.mark.slow) if n == "window_denoiser" else n for n in MODULES]
-SINGLE = [pytest.param(n, marks=pytest.mark.slow) if n.startswith("tr") else n for n in LEARNERS]
+LONG = ("transformer_td3bc", "mcq", "dt", "rebrac")
+SINGLE = [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in LEARNERS]
 
 
 def numbers(tree):

@@ -303,6 +303,7 @@ def test_asks_for_no_more_than_the_dynamics_learn(task, config, dynamics_config)
         admpo.make(task, beyond, dynamics_config)
 
 
+@pytest.mark.slow
 def test_one_step_back_has_no_penalty(task, dataset, config, dynamics_config, dynamics, run):
     config = dataclasses.replace(config, max_steps=1, dynamics_dropout=True)
     learner = admpo.make(task, config, dynamics_config, dynamics)
@@ -325,6 +326,7 @@ def test_one_step_back_has_no_penalty(task, dataset, config, dynamics_config, dy
     np.testing.assert_array_equal(particles.observation[:, -1], row.next_observation)
 
 
+@pytest.mark.slow
 def test_a_seeds_run_is_the_same_whichever_run_beside_it(
     task, dataset_x64, config, dynamics_config, dynamics, x64
 ):

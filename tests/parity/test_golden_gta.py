@@ -60,7 +60,14 @@ def test_denoiser(x64, z, config, network, start):
         golden.assert_close(d(x, sigma, condition, keep), z[f"out/denoised_{name}"])
 
 
-@pytest.mark.parametrize("run", ["full", pytest.param("partial", marks=pytest.mark.slow), "light"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        "full",
+        pytest.param("partial", marks=pytest.mark.slow),
+        pytest.param("light", marks=pytest.mark.slow),
+    ],
+)
 def test_samples(x64, z, config, network, start, run):
     """Guided from noise, with the released dropout; guided and (light) unguided from data."""
     sampler = edm.Sampler(num_steps=int(z["hp/num_sample_steps"]))
